@@ -1,0 +1,319 @@
+"""The command line: one verb is one stage. Stages are imported when their verb runs, so that `--help` stays instant."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from distill.errors import EXIT_BAD_RECIPE, EXIT_FAILURE, DistillError
+
+if TYPE_CHECKING:
+    from distill.recipe.schema import Recipe
+    from distill.runs import Run
+
+app = typer.Typer(
+    name="distill",
+    help="Distil a large language model into a small one: one recipe, one verb a stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="changes to the recipe")]
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> tuple[Recipe, Run]:
+    from distill.recipe.load import load_recipe
+    from distill.runs import Run
+
+    recipe = load_recipe(path, overrides or ())
+    return recipe, Run(recipe)
+
+
+def _is_main_process() -> bool:
+    """Under `accelerate launch` every process runs the same verb; only the first one locks and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _teacher_url(recipe: Recipe, run: Run) -> Iterator[Callable[[], str | None]]:
+    """A function that gives the teacher's base URL, starting the embedded teacher at its first call."""
+    from distill.recipe.teacher import EmbeddedTeacher
+
+    teacher = recipe.teacher
+    with ExitStack() as stack:
+        started: list[str] = []
+
+        def url() -> str | None:
+            if not isinstance(teacher, EmbeddedTeacher):
+                return teacher.base_url
+            if not started:
+                from distill.serve.child import embedded_server
+
+                server = embedded_server(
+                    teacher.model,
+                    dtype=teacher.dtype,
+                    max_batch=teacher.max_concurrency,
+                    kv_gib=recipe.serve.kv_gib,
+                    log_path=run.path / "teacher-server.log",
+                )
+                started.append(stack.enter_context(server))
+            return started[0]
+
+        yield url
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="a recipe's YAML file")] = None,
+    overrides: Overrides = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="list the GPUs known by name")] = False,
+) -> None:
+    """Say what a recipe will cost: tokens, dollars, bytes, and the batch a GPU is best used at."""
+    from distill.plan import stage
+
+    if gpus or recipe is None:
+        stage.print_gpus(_console())
+        return
+    loaded, run = _load(recipe, overrides)
+    stage.run(loaded, run, console=_console())
+
+
+@app.command()
+def generate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="preview: only so many prompts a job, shown")] = None,
+) -> None:
+    """Ask the teacher for the recipe's datasets; a restart asks only what was never answered."""
+    from distill.generate import stage
+
+    loaded, run = _load(recipe, overrides)
+    with run.lock(), _teacher_url(loaded, run) as url:
+        stage.run(loaded, run, base_url=url, console=_console(), rows=rows)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    entry: Annotated[str | None, typer.Option(help="only this train entry")] = None,
+) -> None:
+    """Train the student, entry by entry; also under `accelerate launch -m distill train RECIPE`."""
+    from distill.train import stage
+
+    loaded, run = _load(recipe, overrides)
+    with ExitStack() as stack:
+        if _is_main_process():
+            stack.enter_context(run.lock())
+        stage.run(loaded, run, console=_console(), entry=entry)
+
+
+@app.command()
+def quantize(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Quantize the trained student: NF4, LLM.int8(), GPTQ, AWQ."""
+    from distill.quantize import stage
+
+    loaded, run = _load(recipe, overrides)
+    with run.lock():
+        stage.run(loaded, run, console=_console())
+
+
+@app.command()
+def serve(
+    target: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="a model folder or hub id, or a recipe")],
+    overrides: Overrides = None,
+    variant: Annotated[str | None, typer.Option(help="with a recipe: which variant; default the last")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on; default loopback")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one; default 8000")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="variable with the key that clients must send")] = None,
+    model_name: Annotated[str | None, typer.Option(help="name under /v1/models; default the target")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
+    kv_gib: Annotated[float | None, typer.Option(help="memory for the KV cache, in GiB")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
+    die_with_parent: Annotated[bool, typer.Option("--die-with-parent", help="stop when the parent process ends")] = False,
+) -> None:
+    """Serve a model over the OpenAI protocol until stopped."""
+    from distill.recipe.schema import Serve
+    from distill.serve.server import serve_model
+
+    settings, path, name = Serve(), target, model_name or target
+    if target.endswith((".yaml", ".yml")):
+        loaded, run = _load(Path(target), overrides)
+        settings = loaded.serve
+        variants = run.variants()
+        chosen = variant or list(variants)[-1]
+        if chosen not in variants:
+            raise DistillError(f"no variant '{chosen}'", remedy=f"one of {', '.join(variants)}")
+        path, name = str(variants[chosen]), model_name or chosen
+    key_variable = api_key_env or settings.api_key_env
+    key = os.environ.get(key_variable) if key_variable else None
+    if key_variable and not key:
+        raise DistillError(f"the environment variable {key_variable} is not set", remedy="set it to the key to ask for")
+    serve_model(
+        path,
+        host=host or settings.host,
+        port=settings.port if port is None else port,
+        api_key=key,
+        model_name=name,
+        dtype=dtype,
+        device=device,
+        settings=settings.model_copy(
+            update={"max_batch": max_batch or settings.max_batch, "kv_gib": kv_gib or settings.kv_gib}
+        ),
+        ready_file=ready_file,
+        die_with_parent=die_with_parent,
+    )
+
+
+@app.command()
+def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Measure every variant on held-out tasks, and its distance from the teacher."""
+    from distill.evaluate import stage
+
+    loaded, run = _load(recipe, overrides)
+    with run.lock():
+        stage.run(loaded, run, console=_console())
+
+
+@app.command()
+def report(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Write the HTML report of a run."""
+    from distill.report import stage
+
+    loaded, run = _load(recipe, overrides)
+    with run.lock():
+        stage.run(loaded, run, console=_console())
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run the whole recipe; finished stages are skipped, an interrupted one goes on where it was."""
+    loaded, folder = _load(recipe, overrides)
+    console = _console()
+    started = time.monotonic()
+    with folder.lock():
+        _run_stages(loaded, folder, console)
+    console.print(f"done in {time.monotonic() - started:.0f} s; report: {folder.path / 'report.html'}")
+
+
+def _run_stages(recipe: Recipe, run: Run, console: Console) -> None:
+    from distill.plan import stage as plan_stage
+
+    console.rule("plan", align="left")
+    plan_stage.run(recipe, run, console=console)
+    if recipe.generate:
+        from distill.generate import stage as generate_stage
+
+        console.rule("generate", align="left")
+        with _teacher_url(recipe, run) as url:
+            generate_stage.run(recipe, run, base_url=url, console=console)
+    if recipe.train:
+        from distill.train import stage as train_stage
+
+        console.rule("train", align="left")
+        train_stage.run(recipe, run, console=console)
+    if recipe.quantize:
+        from distill.quantize import stage as quantize_stage
+
+        console.rule("quantize", align="left")
+        quantize_stage.run(recipe, run, console=console)
+    if recipe.train:
+        from distill.serve import stage as serve_stage
+
+        console.rule("serve", align="left")
+        serve_stage.run(recipe, run, console=console)
+    if recipe.evaluate is not None:
+        from distill.evaluate import stage as evaluate_stage
+
+        console.rule("evaluate", align="left")
+        evaluate_stage.run(recipe, run, console=console)
+    from distill.report import stage as report_stage
+
+    console.rule("report", align="left")
+    report_stage.run(recipe, run, console=console)
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[Path] | None, typer.Argument(metavar="RECIPE...", help="recipes to validate")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
+) -> None:
+    """Validate recipes; every mistake is listed as file:line:col. Exit code 2 if there is one."""
+    from distill.errors import RecipeError
+    from distill.recipe.load import load_recipe
+    from distill.recipe.schema import Recipe
+
+    if schema:
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+        return
+    if not recipes:
+        raise DistillError("no recipe named", remedy="distill check recipes/*.yaml")
+    failed = False
+    for path in recipes:
+        try:
+            load_recipe(path)
+        except RecipeError as error:
+            failed = True
+            typer.echo(str(error), err=True)
+        else:
+            typer.echo(f"{path}: ok")
+    if failed:
+        raise typer.Exit(EXIT_BAD_RECIPE)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="also check this recipe's teacher")] = None,
+) -> None:
+    """Check this machine: versions, devices, sandbox, disk, teacher; each problem with its remedy."""
+    from distill.plan.doctor import examine
+
+    loaded = _load(recipe, None)[0] if recipe is not None else None
+    if not examine(loaded, console=_console()):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that children stop and files close."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def main() -> None:
+    """Entry point: user errors are one message and an exit code, never a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except DistillError as error:
+        typer.echo(f"error: {error}" if "\n" not in str(error) else str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where it was", err=True)
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        typer.echo(f"error: the disk is full ({error.filename or 'while writing'}) -> free room, run again", err=True)
+        sys.exit(EXIT_FAILURE)
+
+
+if __name__ == "__main__":
+    main()

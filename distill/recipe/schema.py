@@ -1,0 +1,152 @@
+"""The whole recipe and the references between its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from distill.recipe.base import Section
+from distill.recipe.generate import Isolation, Job, TaskKind
+from distill.recipe.quantize import Quantizer
+from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
+from distill.recipe.train import Entry, KdEntry, LmEntry
+
+
+class Serve(Section):
+    """The engine's limits, for serving, evaluation and the embedded teacher."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key_env: str | None = Field(default=None, description="variable with the key clients must send")
+    max_batch: int = Field(default=128, ge=1, description="sequences decoded together")
+    kv_gib: float = Field(default=1.0, gt=0, description="memory for the KV cache, in GiB")
+    block_size: int = Field(default=16, ge=1, description="tokens in a KV block")
+    prefill_tokens: int = Field(default=2048, ge=1, description="prompt tokens prefilled in one step")
+    dtype: Dtype = "auto"
+
+
+class Evaluate(Section):
+    """Held-out questions for every variant."""
+
+    kinds: tuple[TaskKind, ...] = Field(default=("instruction", "code"), min_length=1)
+    splits: tuple[Literal["values", "phrasings"], ...] = Field(default=("values", "phrasings"), min_length=1)
+    rows: int = Field(default=500, ge=1, description="held-out tasks in all, shared by splits and kinds")
+    seed: int = 1_000
+    max_tokens: int = Field(default=256, ge=1)
+    divergence_rows: int = Field(default=128, ge=1, description="reference answers for perplexity, agreement and KL")
+    isolation: Isolation = "bubblewrap"
+    variants: tuple[str, ...] | None = Field(default=None, description="null: all there are")
+
+
+class Plan(Section):
+    """What the look ahead assumes."""
+
+    gpu: str = Field(default="H100-80GB", description="a name from `distill plan --gpus`")
+    context_tokens: int = Field(default=4096, ge=1)
+    prompt_tokens: int | None = Field(default=None, ge=1, description="mean prompt; null: estimated from the source")
+    completion_tokens: int | None = Field(default=None, ge=1, description="mean answer; null: half of max_tokens")
+
+
+class Report(Section):
+    """The HTML page."""
+
+    title: str | None = None
+    samples: int = Field(default=8, ge=0, description="held-out prompts shown side by side")
+
+
+class Track(Section):
+    """Metrics always go to JSONL; Weights & Biases when asked."""
+
+    wandb: Literal["online", "offline", "off"] = "off"
+    project: str = "distill"
+
+
+class Recipe(Section):
+    """One experiment, its sections in the order in which the stages run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    output_dir: str = "runs"
+    teacher: Teacher = EmbeddedTeacher()
+    student: Student | None = None
+    generate: tuple[Job, ...] = ()
+    train: tuple[Entry, ...] = ()
+    quantize: tuple[Quantizer, ...] = ()
+    serve: Serve = Serve()
+    evaluate: Evaluate | None = None
+    plan: Plan = Plan()
+    report: Report = Report()
+    track: Track = Track()
+
+    def teacher_weights(self) -> str | None:
+        """Folder or hub id of the teacher's weights, where they can be had."""
+        if isinstance(self.teacher, EmbeddedTeacher):
+            return self.teacher.weights or self.teacher.model
+        return self.teacher.weights
+
+    def init_of(self, entry_name: str) -> str:
+        """Name of the entry that `entry_name` starts from, or 'student'."""
+        names = [entry.name for entry in self.train]
+        index = names.index(entry_name)
+        return self.train[index].init or (names[index - 1] if index else "student")
+
+    def cross_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Mistakes between sections: (location, problem, valid names)."""
+        jobs = tuple(job.name for job in self.generate)
+        seen: dict[str, tuple[str | int, ...]] = {}
+        reserved = ("teacher", "student", "student-base")
+        for section, entries in (("generate", self.generate), ("train", self.train), ("quantize", self.quantize)):
+            for index, entry in enumerate(entries):
+                location = (section, index, "name")
+                key = entry.name if section != "generate" else f"generate/{entry.name}"
+                if key in seen:
+                    yield location, f"'{entry.name}' is already the name of {_dotted(seen[key])}", ()
+                if section != "generate" and entry.name in reserved:
+                    yield location, f"'{entry.name}' is reserved", ()
+                seen[key] = location
+        if self.train and self.student is None:
+            yield ("train",), "needs a 'student' section that says which model to train", ()
+        if self.student is not None and (self.student.model is None) == (self.student.scratch is None):
+            yield ("student",), "needs either 'model' or 'scratch'", ()
+        earlier: list[str] = ["student"]
+        for index, entry in enumerate(self.train):
+            if entry.init is not None and entry.init not in earlier:
+                yield ("train", index, "init"), f"no earlier entry '{entry.init}'", tuple(earlier)
+            earlier.append(entry.name)
+            if isinstance(entry, LmEntry):
+                continue
+            for position, name in enumerate(entry.data):
+                if name not in jobs and not _is_path(name):
+                    yield ("train", index, "data", position), f"no generate job '{name}' (a path ends in .parquet)", jobs
+            if isinstance(entry, KdEntry) and self.teacher_weights() is None:
+                yield (
+                    ("train", index, "objective"),
+                    "kd reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights",
+                    (),
+                )
+            if entry.batch_size % entry.micro_batch_size:
+                yield ("train", index, "batch_size"), f"must be a multiple of micro_batch_size {entry.micro_batch_size}", ()
+        trained = tuple(entry.name for entry in self.train)
+        for index, quantizer in enumerate(self.quantize):
+            if not trained:
+                yield ("quantize", index), "there is no train entry to quantize", ()
+            elif quantizer.of is not None and quantizer.of not in trained:
+                yield ("quantize", index, "of"), f"no train entry '{quantizer.of}'", trained
+            if quantizer.method in ("gptq", "awq"):
+                data = quantizer.calibration.data
+                if data is not None and data not in jobs and not _is_path(data):
+                    yield ("quantize", index, "calibration", "data"), f"no generate job '{data}'", jobs
+        if self.evaluate is not None and self.evaluate.variants is not None:
+            known = ("teacher", "student-base", *trained, *(q.name for q in self.quantize))
+            for index, name in enumerate(self.evaluate.variants):
+                if name not in known:
+                    yield ("evaluate", "variants", index), f"no variant '{name}'", known
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".parquet") or "/" in name
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    return ".".join(str(part) for part in location)

@@ -1,0 +1,87 @@
+"""The teacher and the student: which models, and how they are reached."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from distill.recipe.base import Section
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Price(Section):
+    """Dollars per million tokens; null means unknown, which is said and never taken for 0."""
+
+    input: float | None = Field(default=None, ge=0)
+    output: float | None = Field(default=None, ge=0)
+
+
+class TeacherCommon(Section):
+    """What holds for every teacher that is asked over the OpenAI protocol."""
+
+    id: str | None = Field(default=None, description="stable identity in request keys, else made from url and model")
+    weights: str | None = Field(default=None, description="folder or hub id of its weights, for live divergence")
+    max_concurrency: int = Field(default=64, ge=1, le=4096)
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    timeout_seconds: float = Field(default=120.0, gt=0, description="for one attempt")
+    deadline_seconds: float = Field(default=600.0, gt=0, description="for all attempts at a request and waits between")
+    max_attempts: int = Field(default=6, ge=1, le=100, description="a refused rate (429, 503) is no failed attempt")
+    price: Price | None = Field(default=None, description="overrides the project's price file")
+    budget_usd: float | None = Field(default=None, gt=0)
+
+
+class OpenAITeacher(TeacherCommon):
+    """Any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, a gateway."""
+
+    kind: Literal["openai"] = "openai"
+    model: str
+    base_url: str | None = Field(default=None, description="null: OPENAI_BASE_URL, else the public API")
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="name of the variable that holds the key")
+
+
+class EmbeddedTeacher(TeacherCommon):
+    """A local checkpoint that the CLI serves on a free loopback port for as long as a verb needs it."""
+
+    kind: Literal["embedded"] = "embedded"
+    model: str = "data/teacher"
+    dtype: Dtype = "float32"
+    max_concurrency: int = Field(default=128, ge=1, le=4096)
+
+
+def _teacher_kind(value: Any) -> str:
+    """`kind` may be left out: a teacher is then an OpenAI-compatible endpoint."""
+    kind = value.get("kind", "openai") if isinstance(value, dict) else value.kind
+    return str(kind)
+
+
+Teacher = Annotated[
+    Annotated[OpenAITeacher, Tag("openai")] | Annotated[EmbeddedTeacher, Tag("embedded")],
+    Discriminator(_teacher_kind),
+]
+
+
+class Scratch(Section):
+    """A Llama with random weights and a byte-level BPE tokenizer trained on its corpus."""
+
+    vocab_size: int = Field(ge=512)
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=8)
+    max_positions: int = Field(default=2048, ge=16)
+    seed: int = 0
+
+
+class Student(Section):
+    """The model to train: a pretrained one, optionally cut down first, or one from scratch."""
+
+    model: str | None = Field(default=None, description="folder or hub id of the weights to start from")
+    scratch: Scratch | None = Field(default=None, description="instead of model: random weights of this shape")
+    layers: int | None = Field(default=None, ge=1, description="keep this many decoder layers (depth pruning)")
+    kv_heads: int | None = Field(default=None, ge=1, description="mean-pool key/value heads to this many (GQA)")
+    dtype: Dtype = "bfloat16"
+    trust_remote_code: bool = False

@@ -1,0 +1,96 @@
+"""Training entries, run one after the other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.recipe.base import Section
+
+
+class Lora(Section):
+    """Low-rank adapters (2106.09685) instead of full fine-tuning; merged into the weights at the end if asked."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    merge: bool = True
+
+
+class EntryCommon(Section):
+    """What every training entry has. Batch sizes count rows over all processes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    init: str | None = Field(
+        default=None, description="entry to start from, or 'student'; null: the entry before, else the student"
+    )
+    data: tuple[str, ...] = Field(min_length=1, description="names of generate jobs, or Parquet paths")
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1, description="overrides epochs")
+    batch_size: int = Field(default=32, ge=1, description="rows per optimizer step, over all processes")
+    micro_batch_size: int = Field(default=8, ge=1, description="rows per forward pass of a process")
+    learning_rate: float = Field(default=2e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length: int = Field(default=1024, ge=8)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(default=10, ge=1)
+    save_steps: int = Field(default=100, ge=1, description="a checkpoint to resume from, every so many steps")
+    seed: int = 0
+    lora: Lora | None = None
+
+
+class SftEntry(EntryCommon):
+    """Cross entropy on the teacher's answers (sequence-level distillation)."""
+
+    objective: Literal["sft"]
+    packing: bool = False
+
+
+class KdEntry(EntryCommon):
+    """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
+
+    objective: Literal["kd"]
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    jsd_beta: float = Field(default=0.5, gt=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0)
+    ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
+    chunk_tokens: int = Field(default=1024, ge=1, description="tokens whose logits exist at once")
+    packing: bool = False
+
+
+class DpoEntry(EntryCommon):
+    """Direct preference optimization (2305.18290) on chosen/rejected pairs."""
+
+    objective: Literal["dpo"]
+    beta: float = Field(default=0.1, gt=0)
+    loss_type: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    learning_rate: float = Field(default=5e-7, gt=0)
+
+
+class LmEntry(Section):
+    """Next-token training on the text that `distill.tasks` writes, for making small base models."""
+
+    objective: Literal["lm"]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    init: str | None = Field(default=None, description="entry to start from, or 'student'")
+    corpus: Literal["chats", "plain"] = Field(description="chats: loss on the answers; plain: documents, loss everywhere")
+    steps: int = Field(ge=1)
+    rows: int = Field(default=256, ge=1, description="packed rows in a step")
+    row_tokens: int = Field(default=512, ge=16)
+    learning_rate: float = Field(default=2.5e-3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    workers: int = Field(default=14, ge=0, description="processes that write the text; does not change it")
+    logging_steps: int = Field(default=50, ge=1)
+    save_steps: int = Field(default=500, ge=1)
+    seed: int = 0
+
+
+Entry = Annotated[SftEntry | KdEntry | DpoEntry | LmEntry, Field(discriminator="objective")]
