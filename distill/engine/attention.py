@@ -1,0 +1,214 @@
+"""Attention over one packed batch and the paged cache, hooked into transformers' models by name.
+
+Legend: T tokens of the batch, B decoding sequences, N cache blocks, H query heads, K KV heads, G = H / K query heads
+that share a KV head, S block size, D key size, E value size. A batch holds its decoding sequences first (a token each),
+then its prefill segments.
+
+Decode reads the cache in place: one product of every block in use with the queries of its owner, then a softmax that is
+put together over the blocks of a sequence (the split softmax of flash-decoding). On a CPU this beats gathering padded
+sequences by two to three times, as the cache is read once and never copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from distill.engine.batch import DecodeView, PackedBatch, Segment
+from distill.errors import EngineError
+
+NAME = "distill_packed"
+_UNSUPPORTED = ("s_aux", "position_bias", "attention_bias", "indices")  # what would change the scores unseen by us
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packed_batch: PackedBatch | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention interface: query [1, H, T, D], key [1, K, T, D], value [1, K, T, E] -> [1, T, H, E]."""
+    assert packed_batch is not None, "its layers do not pass our argument on to attention"
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise EngineError(
+                f"{type(module).__name__} passes '{name}' to attention, which the engine does not compute",
+                remedy="serve this model with vLLM",
+            )
+    batch, layer = packed_batch, int(module.layer_idx)  # type: ignore[arg-type]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = query[0], key[0], value[0]
+    if batch.observe is not None:
+        batch.observe(layer, k, v, sliding_window)
+    if batch.cache is not None:
+        batch.cache.write(layer, batch.head_rows(k.shape[0]), k.transpose(0, 1), v.transpose(0, 1))
+    if not batch.segments:
+        return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
+    out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
+    if batch.num_decode:
+        out[: batch.num_decode] = _decode(batch, layer, q[:, : batch.num_decode], sliding_window, scale, softcap)
+    for segment in batch.segments:
+        out[segment.start : segment.end] = _prefill(batch, layer, segment, q, k, v, sliding_window, scale, softcap)
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+
+@contextmanager
+def attention_by(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let the model call the attention registered as `name` inside the block; outside it stays as it was loaded. As no
+    mask function is registered under our own name, transformers builds no mask for it."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _decode(
+    batch: PackedBatch, layer: int, q: torch.Tensor, window: int | None, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """q [H, B, D] -> [B, H, E]."""
+    assert batch.cache is not None and batch.decode is not None
+    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    view = batch.decode.view(window)
+    if view.gather is None:
+        keys, values = keys[view.first : view.last], values[view.first : view.last]
+    else:
+        keys, values = keys.index_select(0, view.gather), values.index_select(0, view.gather)
+    heads, rows, dim = q.shape
+    grouped = q.transpose(0, 1).reshape(rows, keys.shape[1], heads // keys.shape[1], dim)
+    return blockwise_decode(grouped, keys, values, view, scale=scale, softcap=softcap).reshape(rows, heads, -1)
+
+
+def blockwise_decode(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    view: DecodeView,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """One query token a sequence: query [B, K, G, D], blocks keys [N, K, S, D] and values [N, K, S, E] -> [B, K, G, E].
+
+    `view.rows` [N] names the sequence of each block, `view.visible` [N, S] its tokens that count. With s the scores of
+    a block and m the largest score of its sequence, over all its blocks: output = sum exp(s - m) V / sum exp(s - m).
+    """
+    num_rows, kv_heads, group, dim = query.shape
+    num_blocks, size = view.visible.shape
+    per_block = query.index_select(0, view.rows).view(num_blocks * kv_heads, group, dim)
+    flat_keys = keys.reshape(num_blocks * kv_heads, size, dim).transpose(1, 2)
+    mask = view.additive_mask(kv_heads, group, query.dtype)
+    if softcap is None:
+        scores = torch.baddbmm(mask, per_block, flat_keys, alpha=scale).float()
+    else:
+        scores = torch.bmm(per_block, flat_keys).float().mul_(scale / softcap).tanh_().mul_(softcap).add_(mask)
+    owners = view.rows[:, None].expand(num_blocks, kv_heads * group)
+    largest = scores.new_full((num_rows, kv_heads * group), float("-inf"))
+    largest.scatter_reduce_(0, owners, scores.amax(-1).view(num_blocks, -1), "amax")
+    weights = scores.sub_(largest.index_select(0, view.rows).view(-1, group, 1)).exp_()
+    total = scores.new_zeros(num_rows, kv_heads * group)
+    total.index_add_(0, view.rows, weights.sum(-1).view(num_blocks, -1))
+    partial = torch.bmm(weights.to(values.dtype), values.reshape(num_blocks * kv_heads, size, -1))
+    out = scores.new_zeros(num_rows, kv_heads * group * values.shape[-1])
+    out.index_add_(0, view.rows, partial.view(num_blocks, -1).float())
+    out = out.view(num_rows, kv_heads, group, -1) / total.view(num_rows, kv_heads, group, 1)
+    return out.to(query.dtype)
+
+
+def _prefill(
+    batch: PackedBatch,
+    layer: int,
+    segment: Segment,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One segment of the batch; its context, if any, comes from the cache -> [L, H, E]."""
+    keys, values = k[:, segment.start : segment.end], v[:, segment.start : segment.end]
+    if segment.context:
+        assert batch.cache is not None and segment.blocks is not None
+        keys, values = batch.cache.read(layer, segment.blocks, segment.context + segment.length)
+    kv_heads = keys.shape[0]
+    grouped = q[:, segment.start : segment.end].unflatten(0, (kv_heads, q.shape[0] // kv_heads))
+    mask = segment.mask(window, q.device)
+    out = grouped_attention(grouped, keys, values, mask, scale=scale, softcap=softcap)
+    return out.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def grouped_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """query [K, G, L, D], keys [K, S, D], values [K, S, E], mask bool [L, S], None: causal (L = S) -> [K, G, L, E].
+
+    The KV heads stand in SDPA's batch dimension and are broadcast over the group with stride 0, never copied.
+    """
+    if softcap is None:
+        wide = query.shape[1]
+        return F.scaled_dot_product_attention(
+            query,
+            keys.unsqueeze(1).expand(-1, wide, -1, -1),
+            values.unsqueeze(1).expand(-1, wide, -1, -1),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+        )
+    kv_heads, group, length, dim = query.shape
+    scores = torch.bmm(query.reshape(kv_heads, group * length, dim), keys.transpose(1, 2)).float()
+    scores = torch.tanh(scores * (scale / softcap)) * softcap
+    visible = mask if mask is not None else torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    scores = scores.view(kv_heads, group, length, -1).masked_fill(~visible, float("-inf"))
+    weights = scores.softmax(-1).to(values.dtype).view(kv_heads, group * length, -1)
+    return torch.bmm(weights, values).view(kv_heads, group, length, -1)
+
+
+def attention_reference(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """The definition, in float64 and loops over heads, that the fast paths are tested against: query [H, L, D] for the
+    last L of the S positions in keys [K, S, D] and values [K, S, E] -> [L, H, E]."""
+    heads, length, _ = query.shape
+    total, group = keys.shape[1], heads // keys.shape[0]
+    position = torch.arange(total - length, total)[:, None]
+    other = torch.arange(total)[None, :]
+    visible = other <= position
+    if window is not None:
+        visible &= other > position - window
+    out = []
+    for head in range(heads):
+        scores = query[head].double() @ keys[head // group].double().T * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        out.append(weights @ values[head // group].double())
+    return torch.stack(out, dim=1)

@@ -1,0 +1,190 @@
+"""One step's packed batch: where every token stands, and what attention needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import torch
+
+from distill.engine.kv_cache import PagedKVCache, blocks_for
+from distill.engine.sequence import Sequence
+
+# blocks in use / blocks between the first and the last of them: above it, attention reads the whole range in place
+_DENSE = 0.6
+Observer = Callable[[int, torch.Tensor, torch.Tensor, int | None], None]  # layer, K, V, sliding window
+
+
+@dataclass
+class Segment:
+    """Prefill of one sequence: tokens [start, end) of the batch, after `context` tokens that the cache holds."""
+
+    start: int
+    end: int
+    context: int
+    blocks: torch.Tensor | None  # block table, where there is a context
+    _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """bool [length, context + length], or None where plain causal attention says the same."""
+        total = self.context + self.length
+        if window is not None and window >= total:
+            window = None
+        if window not in self._masks:
+            if window is None and not self.context:
+                self._masks[window] = None
+            else:
+                position = torch.arange(self.context, total, device=device)[:, None]
+                other = torch.arange(total, device=device)[None, :]
+                visible = other <= position
+                self._masks[window] = visible if window is None else visible & (other > position - window)
+        return self._masks[window]
+
+
+@dataclass
+class DecodeView:
+    """The blocks that decode reads: the range [first, last) of the cache, or the listed ones; `rows` [N] names the
+    sequence that owns each, `visible` [N, block_size] its tokens that count (none in a block that nobody owns)."""
+
+    first: int
+    last: int
+    gather: torch.Tensor | None
+    rows: torch.Tensor
+    visible: torch.Tensor
+    _masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def additive_mask(self, kv_heads: int, group: int, dtype: torch.dtype) -> torch.Tensor:
+        """0 or -inf, [N x kv_heads, group, block_size]; made once for all layers of a shape."""
+        key = (kv_heads, group, dtype)
+        if key not in self._masks:
+            num_blocks, size = self.visible.shape
+            mask = torch.zeros(num_blocks, size, dtype=dtype, device=self.visible.device)
+            mask.masked_fill_(~self.visible, float("-inf"))
+            mask = mask[:, None, None].expand(num_blocks, kv_heads, group, size)
+            self._masks[key] = mask.reshape(num_blocks * kv_heads, group, size)
+        return self._masks[key]
+
+
+class DecodePlan:
+    """Block tables of the decoding sequences, flat; views of it by sliding window."""
+
+    def __init__(self, sequences: list[Sequence], block_size: int, device: torch.device) -> None:
+        lengths = np.fromiter((s.num_computed + 1 for s in sequences), dtype=np.int64, count=len(sequences))
+        counts = -(-lengths // block_size)
+        tables = [s.blocks[:n] for s, n in zip(sequences, counts.tolist(), strict=True)]
+        self._blocks = np.fromiter(chain.from_iterable(tables), dtype=np.int64, count=int(counts.sum()))
+        self._rows = np.repeat(np.arange(len(sequences)), counts)
+        index_in_table = np.arange(len(self._rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._starts = index_in_table * block_size
+        self._lengths = lengths[self._rows]
+        self._block_size = block_size
+        self._device = device
+        self._views: dict[int | None, DecodeView] = {}
+
+    def view(self, window: int | None) -> DecodeView:
+        """What the newest token of each sequence sees: all of it, or the last `window` tokens."""
+        if window not in self._views:
+            self._views[window] = self._make(window)
+        return self._views[window]
+
+    def _make(self, window: int | None) -> DecodeView:
+        offsets = np.arange(self._block_size)[None, :]
+        oldest = np.zeros_like(self._lengths) if window is None else np.maximum(self._lengths - window, 0)
+        kept = self._starts + self._block_size > oldest
+        blocks, rows, starts = self._blocks[kept], self._rows[kept], self._starts[kept][:, None]
+        positions = starts + offsets
+        visible = (positions < self._lengths[kept][:, None]) & (positions >= oldest[kept][:, None])
+        first, last = int(blocks.min()), int(blocks.max()) + 1
+        if len(blocks) < _DENSE * (last - first):
+            return DecodeView(first, last, self._put(blocks), self._put(rows), self._put(visible))
+        range_rows = np.zeros(last - first, dtype=np.int64)
+        range_visible = np.zeros((last - first, self._block_size), dtype=np.bool_)
+        range_rows[blocks - first] = rows
+        range_visible[blocks - first] = visible
+        return DecodeView(first, last, None, self._put(range_rows), self._put(range_visible))
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+@dataclass
+class PackedBatch:
+    """Tokens of one forward: `num_decode` single tokens, then the segments. Passed through the model to attention."""
+
+    input_ids: torch.Tensor  # [1, T]
+    position_ids: torch.Tensor  # [1, T]
+    num_decode: int
+    segments: list[Segment]
+    decode: DecodePlan | None = None
+    cache: PagedKVCache | None = None
+    slots: torch.Tensor | None = None  # [T], block x block_size + offset
+    observe: Observer | None = None
+    _head_rows: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def head_rows(self, kv_heads: int) -> torch.Tensor:
+        """Where the cache keeps each token and KV head, [T x kv_heads]."""
+        if kv_heads not in self._head_rows:
+            assert self.cache is not None and self.slots is not None
+            self._head_rows[kv_heads] = self.cache.head_rows(self.slots, kv_heads)
+        return self._head_rows[kv_heads]
+
+
+@dataclass(frozen=True)
+class Work:
+    """So many pending tokens of a sequence, to compute in this step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_decode(self) -> bool:
+        """The newest token alone, everything before it cached."""
+        return self.num_tokens == 1 and self.sequence.num_computed > 0
+
+    @property
+    def reaches_end(self) -> bool:
+        """After this step the last token's logits are known."""
+        return self.num_tokens == self.sequence.num_pending
+
+
+def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) -> PackedBatch:
+    """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
+    decoding = [w.sequence for w in works if w.is_decode] if cache is not None else []
+    ids = [s.token_ids[-1] for s in decoding]
+    positions = [np.fromiter((s.num_computed for s in decoding), dtype=np.int64, count=len(decoding))]
+    slots = [_decode_slots(decoding, cache.block_size)] if cache is not None else []
+    segments: list[Segment] = []
+    for work in works[len(decoding) :]:
+        assert cache is None or not work.is_decode, "decoding sequences come first"
+        sequence, first = work.sequence, work.sequence.num_computed
+        last = first + work.num_tokens
+        blocks = None
+        if cache is not None:
+            table = np.asarray(sequence.blocks[: blocks_for(last, cache.block_size)], dtype=np.int64)
+            at = np.arange(first, last)
+            slots.append(table[at // cache.block_size] * cache.block_size + at % cache.block_size)
+            blocks = torch.from_numpy(table).to(device) if first else None
+        segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks))
+        ids.extend(sequence.token_ids[first:last])
+        positions.append(np.arange(first, last))
+    return PackedBatch(
+        input_ids=torch.tensor([ids], dtype=torch.int64).to(device, non_blocking=True),
+        position_ids=torch.from_numpy(np.concatenate(positions)[None]).to(device, non_blocking=True),
+        num_decode=len(decoding),
+        segments=segments,
+        decode=DecodePlan(decoding, cache.block_size, device) if cache is not None and decoding else None,
+        cache=cache,
+        slots=torch.from_numpy(np.concatenate(slots)).to(device, non_blocking=True) if slots else None,
+    )
+
+
+def _decode_slots(decoding: list[Sequence], block_size: int) -> np.ndarray:
+    """Where the newest token of each sequence goes."""
+    slots = (s.blocks[s.num_computed // block_size] * block_size + s.num_computed % block_size for s in decoding)
+    return np.fromiter(slots, dtype=np.int64, count=len(decoding))

@@ -1,0 +1,127 @@
+"""Paged KV cache by KV head: one tensor for K and one for V a layer, cut into blocks; who owns which block.
+
+A layer's tensors have the shape [num_blocks, kv_heads, block_size, head_dim], so that the keys of one block and KV head
+are one contiguous matrix: attention multiplies the cache in place, without gathering it first. Query heads never appear
+here: a model with grouped-query attention stores only its KV heads.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer stores of a token: K of [kv_heads, key_dim] and V of [kv_heads, value_dim]."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def numbers_per_token(self) -> int:
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes of K and V a token costs: 2 x bytes x layers x KV heads x head size."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * dtype.itemsize * int(text.num_hidden_layers) * int(kv_heads) * int(head_dim)
+
+
+class BlockPool:
+    """Which blocks are free. The lowest ids go out first, so that the blocks in use stay close together and attention
+    can read them as one range."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks))  # a heap
+        self._used = [False] * num_blocks
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - len(self._free)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` blocks; the caller has checked `num_free`."""
+        assert count <= len(self._free), f"{count} blocks asked of {len(self._free)} free ones"
+        blocks = [heapq.heappop(self._free) for _ in range(count)]
+        for block in blocks:
+            self._used[block] = True
+        return blocks
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give blocks back; giving one back twice is a bug and raises."""
+        for block in blocks:
+            assert self._used[block], f"block {block} is already free"
+            self._used[block] = False
+            heapq.heappush(self._free, block)
+
+
+class PagedKVCache:
+    """The tensors. Made once; nothing is allocated later."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.bytes_per_token = dtype.itemsize * sum(layer.numbers_per_token for layer in layers)
+        # zeros, not empty: unused slots enter products under a zero weight, where a NaN would spread
+        self.keys = [
+            torch.zeros(num_blocks, s.kv_heads, block_size, s.key_dim, dtype=dtype, device=device) for s in layers
+        ]
+        self.values = [
+            torch.zeros(num_blocks, s.kv_heads, block_size, s.value_dim, dtype=dtype, device=device) for s in layers
+        ]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors: bytes_per_token x block_size x num_blocks."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store the tokens' K [T, kv_heads, key_dim] and V at `rows` [T x kv_heads] (see `head_rows`)."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys.view(-1, keys.shape[-1]).index_copy_(0, rows, key.reshape(-1, keys.shape[-1]))
+        values.view(-1, values.shape[-1]).index_copy_(0, rows, value.reshape(-1, values.shape[-1]))
+
+    def head_rows(self, slots: torch.Tensor, kv_heads: int) -> torch.Tensor:
+        """Rows of [num_blocks x kv_heads x block_size] for tokens at `slots` = block x block_size + offset, [T]."""
+        block, offset = slots // self.block_size, slots % self.block_size
+        heads = torch.arange(kv_heads, device=slots.device)
+        return ((block[:, None] * kv_heads + heads) * self.block_size + offset[:, None]).reshape(-1)
+
+    def read(self, layer: int, blocks: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the first `length` tokens of a block table: K and V as [kv_heads, length, dim]."""
+        keys, values = self.keys[layer].index_select(0, blocks), self.values[layer].index_select(0, blocks)
+        return _flatten(keys)[:, :length], _flatten(values)[:, :length]
+
+
+def _flatten(blocks: torch.Tensor) -> torch.Tensor:
+    """[n, kv_heads, block_size, dim] -> [kv_heads, n x block_size, dim]."""
+    n, kv_heads, size, dim = blocks.shape
+    return blocks.transpose(0, 1).reshape(kv_heads, n * size, dim)
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """Blocks that hold `tokens` tokens."""
+    return -(-tokens // block_size)

@@ -1,0 +1,145 @@
+"""From logits to tokens: penalties, temperature, filters, noise; vectorised over the rows of a step.
+
+Legend: R rows (sequences that sample now), V vocabulary. Noise is counter-based: the uniform number of a token depends
+on its request's seed and its position alone, so a request samples the same text in any batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from distill.engine.sequence import Sequence
+from distill.engine.types import TokenLogprob
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_NARROW = 128  # top-p looks at so many candidates before it sorts the whole vocabulary
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: uint64 -> uint64, one to one and well spread (Steele, Lea and Flood, 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def child_seed(seed: int, index: int) -> int:
+    """Seed of the n-th choice of one request; the first keeps the request's own."""
+    if index == 0:
+        return seed
+    with np.errstate(over="ignore"):
+        return int(mix(np.array([seed % 2**64], dtype=np.uint64) + np.uint64(index) * _GOLDEN)[0])
+
+
+def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) from (seed, position), both uint64 [R] -> float64 [R] with 53 random bits."""
+    with np.errstate(over="ignore"):
+        bits = mix(mix(seeds) + (positions + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], list[TokenLogprob | None]]:
+    """The next token of every sequence from its row of logits [R, V], and log probabilities where asked for."""
+    params = [s.params for s in sequences]
+    wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
+    raw = logits[wanted] if wanted else None  # a copy: what follows writes into the logits
+    for row, sequence in enumerate(sequences):
+        if sequence.params.has_penalties:
+            _penalise(logits[row], sequence)
+        if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
+            logits[row, list(sequence.stop_ids)] = float("-inf")
+    tokens = logits.argmax(-1)
+    drawn = [i for i, p in enumerate(params) if p.temperature > 0.0]
+    if drawn:
+        rows = torch.tensor(drawn, device=logits.device)
+        tokens[rows] = _draw(logits[rows], [sequences[i] for i in drawn])
+    token_ids: list[int] = tokens.tolist()
+    reports: list[TokenLogprob | None] = [None] * len(sequences)
+    if raw is not None:
+        counts = [params[i].logprobs or 0 for i in wanted]
+        found = _logprobs(raw, [token_ids[i] for i in wanted], counts)
+        for i, report in zip(wanted, found, strict=True):
+            reports[i] = report
+    return token_ids, reports
+
+
+def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
+    """Change one row [V] in place. Repetition: tokens of prompt and output, positive logits divided and negative ones
+    multiplied (Keskar et al., 2019). Presence and frequency: tokens of the output, as OpenAI defines them."""
+    params = sequence.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sequence.token_ids, device=logits.device).unique()
+        at = logits[seen]
+        logits[seen] = torch.where(at > 0, at / params.repetition_penalty, at * params.repetition_penalty)
+    if (params.presence_penalty or params.frequency_penalty) and sequence.num_output:
+        output, counts = torch.tensor(sequence.output_ids, device=logits.device).unique(return_counts=True)
+        logits[output] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
+
+
+def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Sample rows [R, V] with temperature and filters: the inverse of the cumulative distribution at one uniform number
+    a row, in the order of token ids."""
+    params = [s.params for s in sequences]
+    probs = torch.softmax(logits / _column([p.temperature for p in params], logits), dim=-1)
+    if any(p.top_k or p.top_p < 1.0 or p.min_p > 0.0 for p in params):
+        probs = probs.masked_fill(probs < _thresholds(probs, sequences), 0.0)
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
+    seeds = np.fromiter((s.seed % 2**64 for s in sequences), dtype=np.uint64, count=len(sequences))
+    positions = np.fromiter((s.num_output for s in sequences), dtype=np.uint64, count=len(sequences))
+    noise = torch.from_numpy(uniforms(seeds, positions)).to(logits.device).unsqueeze(1)
+    target = noise * cumulative[:, -1:]
+    # target < total except by rounding; the first index that reaches the total is the last token with any probability
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(cumulative, target, right=True), last).squeeze(1)
+
+
+def _thresholds(probs: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Smallest probability that each row's filters keep, [R, 1]: top-k, then top-p of what is left, then min-p."""
+    params = [s.params for s in sequences]
+    vocab = probs.shape[-1]
+    threshold = probs.amax(-1, keepdim=True) * _column([p.min_p for p in params], probs)
+    if all(p.top_p >= 1.0 and not p.top_k for p in params):
+        return threshold
+    top_k = torch.tensor([min(p.top_k or vocab, vocab) for p in params], device=probs.device).unsqueeze(1)
+    top_p = _column([p.top_p for p in params], probs)
+    # most distributions are so peaked that few candidates hold all the mass top-p asks for
+    width = min(vocab, max(_NARROW, *(p.top_k for p in params)))
+    best = probs.topk(width, dim=-1).values
+    open_ended = (top_k > width) & (top_p < 1.0) & (best.sum(-1, keepdim=True) < top_p)
+    if width < vocab and bool(open_ended.any()):
+        best = probs.sort(dim=-1, descending=True).values
+    rank = torch.arange(best.shape[-1], device=probs.device)
+    best = best.masked_fill(rank >= top_k, 0.0)
+    # the mass to share out: what top-k keeps, or everything
+    mass = torch.where(top_k < vocab, best.sum(-1, keepdim=True), probs.sum(-1, keepdim=True))
+    before = best.cumsum(-1) - best
+    kept = (before < top_p * mass) & (best > 0)
+    smallest = torch.where(kept, best, torch.inf).amin(-1, keepdim=True)
+    unfiltered = (top_p >= 1.0) & (top_k >= vocab)
+    return torch.maximum(threshold, smallest.masked_fill(unfiltered, 0.0))
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def _logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:
+    """Log probabilities of the sampled tokens under the unchanged logits [R, V], and the best `counts` of each row."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
+    width = max(counts)
+    if width == 0:
+        return [TokenLogprob(t, p) for t, p in zip(token_ids, chosen, strict=True)]
+    values, ids = logprobs.topk(min(width, logprobs.shape[-1]), dim=-1)
+    reports = []
+    for token, own, row_ids, row_values, count in zip(
+        token_ids, chosen, ids.tolist(), values.tolist(), counts, strict=True
+    ):
+        reports.append(TokenLogprob(token, own, tuple(zip(row_ids, row_values, strict=True))[:count]))
+    return reports
+
+
+def score(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log p(target) of every row: logits [R, V], targets [R] -> float32 [R]."""
+    logits = logits.float()
+    return logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)

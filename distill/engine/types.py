@@ -1,0 +1,121 @@
+"""What goes into the engine and what comes out: values only, no behaviour beyond checking them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distill.errors import EngineError
+
+FinishReason = Literal["stop", "length", "abort"]
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of one engine. `None` means: as the model and the machine allow."""
+
+    max_batch: int = 128  # sequences that hold KV blocks at once
+    block_size: int = 32  # tokens in a KV block
+    prefill_tokens: int = 512  # prompt tokens computed in one step; longer prompts are split
+    kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
+    num_blocks: int | None = None  # overrides kv_bytes
+    max_model_len: int | None = None  # prompt + completion; default: the model's own context
+    use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
+    logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
+    seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
+    probe: bool = True  # compare a packed batch with the model's own forward once, at start
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "block_size", "prefill_tokens", "kv_bytes", "logits_bytes"):
+            value = getattr(self, name)
+            if value < 1:
+                raise EngineError(f"engine: {name} is {value}", remedy="give a number of at least 1")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample one completion. temperature 0 is greedy; `logprobs` counts the alternatives to report."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, ok, rule in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0.0 <= self.temperature <= 100.0, "between 0 and 100"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+            ("repetition_penalty", self.repetition_penalty > 0.0, "above 0"),
+            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "between -2 and 2"),
+            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "between -2 and 2"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"),
+            ("stop", all(self.stop), "non-empty strings"),
+        ):
+            if not ok:
+                raise EngineError(f"{name}: {getattr(self, name)!r} must be {rule}")
+
+    @property
+    def has_penalties(self) -> bool:
+        """True where earlier tokens change the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probability of a sampled token under the model itself (before temperature, penalties and filters),
+    and the most likely alternatives as (token id, log probability), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished sequence. `token_ids` holds every sampled token, a final EOS included; `text` holds neither special
+    tokens nor anything from a stop string on."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """News of one request after a step: new text for a streamed one, the completion once it is finished."""
+
+    request_id: str
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    completion: Completion | None = None
+
+
+@dataclass
+class EngineStats:
+    """Counters since the engine was made; prefill and decode are accounted apart."""
+
+    steps: int = 0
+    prompt_tokens: int = 0  # computed in prefill, recomputation after preemption included
+    decode_tokens: int = 0  # computed one a sequence and step
+    sampled_tokens: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    prefill_seconds: float = 0.0  # steps that held any prefill
+    decode_seconds: float = 0.0  # steps of pure decode

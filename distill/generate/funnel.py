@@ -1,0 +1,65 @@
+"""The counts of a job: what came in, what stayed, what was dropped and why, what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from distill.generate.outcome import Outcome
+from distill.teacher.requests import Answer
+
+
+@dataclass
+class Funnel:
+    """Running totals over a job's prompts; the same whether answers came from the teacher or from the ledger.
+
+    `cost_usd` is None as soon as one answer's price is unknown.
+    """
+
+    prompts: int = 0
+    answers: int = 0
+    rows: int = 0
+    failed: int = 0
+    retryable_failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    dropped: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    _tokens_squared: float = 0.0  # of the tokens of each prompt, for the spread of a projection
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one prompt."""
+        self.prompts += 1
+        self.rows += len(outcome.rows)
+        self.retryable_failures += outcome.retryable_failures
+        self.counts.update(outcome.counts)
+        for rejected in outcome.rejected:
+            self.dropped[rejected.reason] += 1
+            self.failed += rejected.reason == "request_failed"
+        tokens_before = self.prompt_tokens + self.completion_tokens
+        self.add_answers(outcome.answers)
+        self._tokens_squared += (self.prompt_tokens + self.completion_tokens - tokens_before) ** 2
+
+    def add_answers(self, answers: Iterable[Answer]) -> None:
+        """Count tokens and dollars of answers."""
+        for answer in answers:
+            self.answers += 1
+            self.prompt_tokens += answer.prompt_tokens
+            self.completion_tokens += answer.completion_tokens
+            if self.cost_usd is not None:
+                self.cost_usd = None if answer.cost_usd is None else self.cost_usd + answer.cost_usd
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def relative_error(self) -> float:
+        """Half the width of a 95% interval of the mean tokens a prompt, over that mean."""
+        if self.prompts < 2 or not self.tokens:
+            return math.inf
+        mean = self.tokens / self.prompts
+        variance = max(0.0, self._tokens_squared / self.prompts - mean**2) * self.prompts / (self.prompts - 1)
+        return 1.96 * math.sqrt(variance / self.prompts) / mean

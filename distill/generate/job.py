@@ -1,0 +1,186 @@
+"""One job from prompts to a dataset: each prompt becomes an outcome, outcomes become files in the prompts' order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.generate import code, instruction, preference
+from distill.generate.filters import Seen
+from distill.generate.funnel import Funnel
+from distill.generate.outcome import Outcome, Rejected, Row, Workbench
+from distill.generate.output import DATA, REJECTED, REJECTED_SCHEMA, RowWriter, rejected_row, write_card
+from distill.generate.progress import Done, shown
+from distill.generate.prompts import Prompt, PromptSource, open_prompts
+from distill.generate.self_instruct import invent
+from distill.generate.verify import Checker
+from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.records import SCHEMAS
+from distill.teacher.client import TeacherClient
+from distill.teacher.flow import in_order
+
+AnyJob = InstructionJob | PreferenceJob | CodeJob
+_EXAMPLES_ON_THE_CARD = 3
+
+
+@dataclass
+class Finished:
+    """What a job came to."""
+
+    funnel: Funnel = field(default_factory=Funnel)
+    examples: list[Row] = field(default_factory=list)
+    total_prompts: int | None = None
+    seconds: float = 0.0
+
+    def metrics(self, client: TeacherClient) -> dict[str, Any]:
+        """For the manifest. Tokens and dollars are of the data, whenever asked; `spent_usd` is this session's."""
+        funnel, usage = self.funnel, client.usage
+        return {
+            "prompts": funnel.prompts,
+            "rows": funnel.rows,
+            "answers": funnel.answers,
+            "failed": funnel.failed,
+            "retryable_failures": funnel.retryable_failures,
+            "dropped": dict(sorted(funnel.dropped.items())),
+            "counts": dict(sorted(funnel.counts.items())),
+            "requests_sent": usage.sent,
+            "from_ledger": usage.from_ledger,
+            "refusals": usage.refusals,
+            "prompt_tokens": funnel.prompt_tokens,
+            "completion_tokens": funnel.completion_tokens,
+            "cost_usd": funnel.cost_usd,
+            "spent_usd": usage.spent_usd if client.rates is not None else None,
+            "seconds": self.seconds,
+            "rows_per_second": funnel.rows / self.seconds if self.seconds else None,
+        }
+
+
+async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, console: Console) -> Finished:
+    """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
+    finished = Finished()
+    async with AsyncExitStack() as stack:
+        rows = stack.enter_context(RowWriter(folder / DATA, SCHEMAS[job.kind]))
+        dropped = stack.enter_context(RowWriter(folder / REJECTED, REJECTED_SCHEMA))
+        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, client, console, finished, limit=None)))
+        async for outcome in outcomes:
+            for row in outcome.rows:
+                rows.add(row)
+            for rejected in outcome.rejected:
+                dropped.add(rejected_row(rejected))
+            if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
+                finished.examples.extend(outcome.rows[:1])
+    write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
+    return finished
+
+
+async def sample_dataset(
+    job: AnyJob, client: TeacherClient, console: Console, limit: int
+) -> tuple[Finished, list[Row]]:
+    """Run only the first `limit` prompts and hand back their rows."""
+    finished = Finished()
+    rows: list[Row] = []
+    async with aclosing(_outcomes(job, client, console, finished, limit=limit)) as outcomes:
+        async for outcome in outcomes:
+            rows.extend(outcome.rows)
+    return finished, rows
+
+
+async def _outcomes(
+    job: AnyJob, client: TeacherClient, console: Console, finished: Finished, *, limit: int | None
+) -> AsyncGenerator[Outcome, None]:
+    """An outcome for each prompt, in order and counted; prompts are taken from their source as room comes free."""
+    started_at = time.monotonic()
+    funnel = finished.funnel
+    bench = Workbench(client, Checker(_isolation(job)), _method(job))
+    if _runs_programs(job):
+        bench.checker.require_sandbox()
+    source = await _source(job, client, funnel, limit)
+    finished.total_prompts = source.total
+    done = Done()
+
+    async def work(prompt: Prompt | Rejected) -> Outcome:
+        outcome = Outcome(rejected=[prompt]) if isinstance(prompt, Rejected) else await _make(job, prompt, bench)
+        done.prompts += 1
+        return outcome
+
+    total = source.total if limit is None or source.total is None else min(limit, source.total)
+    prompts = _new(islice(source.prompts, limit))
+    async with (
+        shown(console, f"generate {job.name}", total, client, funnel, done),
+        aclosing(in_order(work, prompts, width=2 * client.teacher.max_concurrency)) as outcomes,
+    ):
+        async for outcome in outcomes:
+            funnel.add(outcome)
+            finished.seconds = time.monotonic() - started_at
+            yield outcome
+
+
+async def _source(job: AnyJob, client: TeacherClient, funnel: Funnel, limit: int | None) -> PromptSource:
+    prompts = job.prompts
+    if not isinstance(prompts, SelfInstructPrompts):
+        return open_prompts(prompts, job.system)
+    total = prompts.count
+    if limit is not None:
+        prompts = prompts.model_copy(update={"count": min(limit, total)})
+    method = f"{_method(job)}:self_instruct"
+    made = await invent(prompts, client, system=job.system, sampling=job.sampling, method=method)
+    funnel.add_answers(made.answers)
+    funnel.dropped.update(Counter({f"task_{reason}": count for reason, count in made.dropped.items()}))
+    return PromptSource(made.prompts, total)
+
+
+def _new(prompts: Iterable[Prompt]) -> Iterator[Prompt | Rejected]:
+    """The prompts, those rejected that came before or that ask nothing."""
+    seen = Seen()
+    for prompt in prompts:
+        if not prompt.question.strip():
+            yield Rejected(prompt, "empty_prompt")
+        elif seen.before(prompt):
+            yield Rejected(prompt, "duplicate_prompt")
+        else:
+            yield prompt
+
+
+async def _make(job: AnyJob, prompt: Prompt, bench: Workbench) -> Outcome:
+    match job:
+        case InstructionJob():
+            return await instruction.make(job, prompt, bench)
+        case PreferenceJob():
+            return await preference.make(job, prompt, bench)
+        case CodeJob():
+            return await code.make(job, prompt, bench)
+
+
+def _isolation(job: AnyJob) -> Isolation:
+    return job.isolation if isinstance(job, CodeJob) else "bubblewrap"
+
+
+def _runs_programs(job: AnyJob) -> bool:
+    """Whether the job is bound to run code; prompts of a file may still bring tests along."""
+    match job:
+        case CodeJob():
+            return job.verdict == "tests"
+        case InstructionJob():
+            decides = job.keep == "verified"
+        case PreferenceJob():
+            decides = job.rank == "verifier"
+    return decides and isinstance(job.prompts, TaskPrompts) and "code" in job.prompts.kinds
+
+
+def _method(job: AnyJob) -> str:
+    """The provenance column: the kind of job and what decides in it."""
+    match job:
+        case InstructionJob():
+            return f"instruction:{job.keep}"
+        case PreferenceJob():
+            return f"preference:{job.rank}"
+        case CodeJob():
+            return f"code:{job.verdict}{'+educational' if job.educational else ''}"

@@ -1,0 +1,106 @@
+"""What became of one prompt, and the tools that every method shares: drawing samples and describing rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill.errors import TeacherError
+from distill.generate.filters import unusable
+from distill.generate.prompts import Prompt
+from distill.generate.verify import Checker
+from distill.recipe.generate import Sampling
+from distill.records import Message
+from distill.teacher.client import TeacherClient
+from distill.teacher.requests import Answer, ChatRequest
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something that did not become a row, and why."""
+
+    prompt: Prompt
+    reason: str
+    detail: str = ""
+    answer: Answer | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Rows and rejections of one prompt, every answer that was asked for it, and further counts by name."""
+
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    retryable_failures: int = 0
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a method works with on every prompt of a job."""
+
+    client: TeacherClient
+    checker: Checker
+    method: str
+
+    async def ask(
+        self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+    ) -> Answer | None:
+        """One answer, noted in the outcome; None where the request failed. Raises when the client has stopped."""
+        request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row)
+        try:
+            answer = await self.client.ask(request)
+        except TeacherError as error:
+            if self.client.stopped is not None:
+                raise self.client.stopped from None
+            outcome.rejected.append(Rejected(prompt, "request_failed", error.message))
+            outcome.retryable_failures += error.retryable
+            return None
+        outcome.answers.append(answer)
+        return answer
+
+    async def samples(self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int) -> list[Answer]:
+        """Usable answers to the prompt, no text twice; the others are noted with their reasons."""
+        drawn = await asyncio.gather(
+            *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(count))
+        )
+        usable: list[Answer] = []
+        texts: set[str] = set()
+        for answer in drawn:
+            if answer is None:
+                continue
+            reason = unusable(answer) or ("duplicate_answer" if answer.text in texts else None)
+            if reason is not None:
+                outcome.rejected.append(Rejected(prompt, reason, answer=answer))
+                continue
+            texts.add(answer.text)
+            usable.append(answer)
+        return usable
+
+    def provenance(self, prompt: Prompt, answer: Answer, others: Sequence[Answer] = ()) -> Row:
+        """The provenance columns of a row made from `answer`; `others` were paid for it too."""
+        paid = (answer, *others)
+        costs = [one.cost_usd for one in paid]
+        known = [cost for cost in costs if cost is not None]
+        return {
+            "teacher": self.client.label,
+            "request_hash": answer.key,
+            "method": self.method,
+            "seed_row": prompt.seed_row,
+            "family": prompt.family,
+            "prompt_tokens": sum(one.prompt_tokens for one in paid),
+            "completion_tokens": sum(one.completion_tokens for one in paid),
+            "cost_usd": sum(known) if len(known) == len(costs) else None,
+            "created_at": answer.created_at,
+        }
+
+
+def conversation(prompt: Prompt, text: str) -> list[Message]:
+    """The prompt's messages and the assistant's answer."""
+    return [*prompt.messages, {"role": "assistant", "content": text}]

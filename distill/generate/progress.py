@@ -1,0 +1,73 @@
+"""The progress bar of a job: rows a second, tokens, dollars, requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from distill.generate.funnel import Funnel
+from distill.teacher.client import TeacherClient
+
+_REFRESH_SECONDS = 0.25
+
+
+@dataclass
+class Done:
+    """Prompts finished so far, also those whose rows still wait for an earlier one."""
+
+    prompts: int = 0
+
+
+@asynccontextmanager
+async def shown(
+    console: Console, name: str, total: int | None, client: TeacherClient, funnel: Funnel, done: Done
+) -> AsyncIterator[None]:
+    """Show the bar while the block runs; it is redrawn a few times a second, however many rows come."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
+    bar = progress.add_task(name, total=total, status="")
+    started_at = time.monotonic()
+
+    async def redraw() -> None:
+        while True:
+            seconds = max(1e-6, time.monotonic() - started_at)
+            progress.update(bar, completed=done.prompts, status=_status(client, funnel, seconds))
+            progress.refresh()
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    with progress:
+        drawing = asyncio.create_task(redraw())
+        try:
+            yield
+        finally:
+            drawing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await drawing
+
+
+def _status(client: TeacherClient, funnel: Funnel, seconds: float) -> str:
+    tokens = client.usage.prompt_tokens + client.usage.completion_tokens
+    parts = [f"{funnel.rows / seconds:.1f} rows/s", f"{tokens:,} tokens", dollars(client.spent_usd(), client)]
+    parts.append(f"{client.limits.in_flight} in flight")
+    if client.usage.refusals:
+        parts.append(f"{client.usage.refusals} refused")
+    return ", ".join(parts)
+
+
+def dollars(amount: float | None, client: TeacherClient) -> str:
+    """An amount, or that the teacher's price is unknown."""
+    return "cost unknown" if client.rates is None or amount is None else f"${amount:.4f}"

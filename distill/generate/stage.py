@@ -1,0 +1,155 @@
+"""The generate stage: every job of a recipe, each into its folder, all over one ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from distill import tasks
+from distill.errors import DistillError, PartialError
+from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
+from distill.recipe.schema import Recipe
+from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
+from distill.teacher.ledger import Ledger
+from distill.teacher.requests import teacher_identity
+
+if TYPE_CHECKING:
+    from distill.generate.job import Finished
+    from distill.teacher.client import TeacherClient
+
+AnyJob = InstructionJob | PreferenceJob | CodeJob
+BaseUrl = Callable[[], str | None]
+
+
+def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: int | None = None) -> None:
+    """Make every dataset that is not there yet. `rows`: only a preview of so many prompts a job, nothing is finished.
+
+    `base_url()` says where the teacher is (it starts an embedded one), or None: then the recipe or the environment
+    does. Raises PartialError at the end where requests failed; what was answered is written and kept.
+    """
+    if rows is not None:
+        with Ledger(run.ledger_path) as ledger:
+            for job in recipe.generate:
+                asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows))
+        return
+    todo: list[tuple[AnyJob, StageFolder, dict[str, str]]] = []
+    for job in recipe.generate:
+        folder, inputs = run.stage("generate", job.name), job_inputs(recipe, job)
+        if _is_done(folder, inputs):
+            console.print(f"generate {job.name}: done before", highlight=False)
+        else:
+            todo.append((job, folder, inputs))
+    if not todo:
+        return
+    partial: list[str] = []
+    with Ledger(run.ledger_path) as ledger:
+        for job, folder, inputs in todo:
+            folder.begin(inputs)
+            for left_over in folder.path.glob(".*.tmp"):  # of a process that was killed while writing
+                left_over.unlink()
+            finished = asyncio.run(_make(recipe, job, folder, inputs, ledger, base_url(), console))
+            partial += [f"{job.name}: {shortfall}" for shortfall in _shortfalls(finished)]
+    if partial:
+        raise PartialError(
+            f"less than asked for: {'; '.join(partial)}; the rest is written",
+            remedy="see rejected.parquet for the reasons; run again to ask anew what may yet succeed",
+        )
+
+
+def job_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
+    """Everything that decides a job's dataset."""
+    prompts = job.prompts
+    if isinstance(prompts, TaskPrompts):
+        source = _digest_of_sources(Path(next(iter(tasks.__path__))))
+    else:
+        source = path_digest(prompts.path)
+    return {
+        "job": digest_of(job.model_dump(mode="json")),
+        "teacher": digest_of(teacher_identity(recipe.teacher)),
+        "file" if isinstance(prompts, FilePrompts) else prompts.source: source,
+    }
+
+
+def _is_done(folder: StageFolder, inputs: dict[str, str]) -> bool:
+    """Done, unless some of its requests failed in a way that may not last: those are asked again."""
+    if not folder.is_done(inputs):
+        return False
+    manifest = folder.manifest()
+    return manifest is not None and not manifest.metrics.get("retryable_failures")
+
+
+def _digest_of_sources(package: Path) -> str:
+    """The task families are code: other code, other prompts."""
+    return digest_of({str(path.relative_to(package)): file_digest(path) for path in sorted(package.rglob("*.py"))})
+
+
+async def _make(
+    recipe: Recipe,
+    job: AnyJob,
+    folder: StageFolder,
+    inputs: dict[str, str],
+    ledger: Ledger,
+    base_url: str | None,
+    console: Console,
+) -> Finished:
+    # The client brings the openai package, which takes a second to import and a finished run does not need.
+    from distill.generate.job import write_dataset
+    from distill.teacher.client import TeacherClient
+
+    async with TeacherClient(recipe.teacher, ledger, base_url=base_url) as client:
+        finished = await write_dataset(job, client, folder.path, console)
+        funnel = finished.funnel
+        if not funnel.rows:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in funnel.dropped.most_common(4))
+            raise DistillError(
+                f"generate {job.name} kept none of {funnel.prompts:,} prompts ({reasons or 'there were no prompts'})",
+                remedy=f"look at {folder.path / 'rejected.parquet'}, then change the job or its teacher",
+            )
+        metrics = finished.metrics(client)
+        folder.finish(
+            recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=funnel.cost_usd, notes=_shortfalls(finished)
+        )
+        console.print(_summary(job, finished, client), highlight=False)
+    return finished
+
+
+async def _preview(
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, console: Console, rows: int
+) -> None:
+    from distill.generate import preview
+    from distill.generate.job import sample_dataset
+    from distill.teacher.client import TeacherClient
+
+    async with TeacherClient(recipe.teacher, ledger, base_url=base_url) as client:
+        finished, made = await sample_dataset(job, client, console, rows)
+        preview.show(console, job, finished, made, client)
+
+
+def _seed(job: AnyJob) -> int | None:
+    return None if isinstance(job.prompts, FilePrompts) else job.prompts.seed
+
+
+def _shortfalls(finished: Finished) -> list[str]:
+    """What the job was asked for and did not deliver, for reasons that are not its own filters."""
+    funnel, total = finished.funnel, finished.total_prompts
+    found = []
+    if funnel.failed:
+        found.append(f"{funnel.failed:,} requests failed ({funnel.prompts:,} prompts)")
+    if total is not None and funnel.prompts < total:
+        found.append(f"only {funnel.prompts:,} of {total:,} prompts could be had")
+    return found
+
+
+def _summary(job: AnyJob, finished: Finished, client: TeacherClient) -> str:
+    funnel, usage = finished.funnel, client.usage
+    cost = "cost unknown" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
+    dropped = sum(funnel.dropped.values())
+    return (
+        f"generate {job.name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
+        f"{usage.sent:,} requests sent, {usage.from_ledger:,} from the ledger, {funnel.tokens:,} tokens, {cost}, "
+        f"{finished.seconds:.1f} s"
+    )

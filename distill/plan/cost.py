@@ -1,0 +1,198 @@
+"""Rows, requests, tokens and dollars that the generate jobs will take, before any of them is asked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.errors import DataError
+from distill.recipe.generate import CodeJob, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.recipe.schema import Plan
+from distill.recipe.train import DpoEntry, Entry, LmEntry
+from distill.teacher.pricing import Rates
+
+_CHARACTERS_PER_TOKEN = 4  # the rule of thumb for English under a BPE of a real model
+_LOOKED_AT = 64  # prompts read to estimate a mean
+_JUDGE_ANSWER_TOKENS = 128
+_YES_NO_TOKENS = 4
+_ALL_PAIRS_UP_TO = 4
+_DEFAULT_PROMPT_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """What one generate job asks for. Token counts are estimates over all requests, retries not included."""
+
+    name: str
+    kind: str
+    prompts: int | None  # None: the file is not there to be counted
+    rows: int | None  # at most; what filters keep is not known beforehand
+    requests: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    dollars: float | None
+    prompt_mean: float
+    estimated_from: str
+
+
+def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callable[[str], int]) -> JobCost:
+    """Estimate one job from its prompt source and sampling settings."""
+    prompts = _prompt_count(job)
+    if plan.prompt_tokens is not None:
+        mean, source = float(plan.prompt_tokens), "plan.prompt_tokens"
+    else:
+        mean, source = _prompt_mean(job, count_tokens)
+    if job.system:
+        mean += count_tokens(job.system)
+    answer = plan.completion_tokens if plan.completion_tokens is not None else job.sampling.max_tokens / 2
+    if prompts is None:
+        return JobCost(job.name, job.kind, None, None, None, None, None, None, mean, source)
+    requests = float(prompts * job.samples)
+    asked, answered = requests * mean, requests * answer
+    if isinstance(job.prompts, SelfInstructPrompts):
+        requests += prompts
+        asked += prompts * mean * job.prompts.examples
+        answered += prompts * mean
+    if isinstance(job, PreferenceJob) and job.rank == "judge":
+        # Pairs in both orders: all with all up to four answers, else a ring.
+        pairs = math.comb(job.samples, 2) if job.samples <= _ALL_PAIRS_UP_TO else job.samples
+        comparisons = prompts * 2 * pairs
+        requests += comparisons
+        asked += comparisons * (mean + 2 * answer)
+        answered += comparisons * _JUDGE_ANSWER_TOKENS
+    if isinstance(job, CodeJob) and job.educational:
+        requests += prompts * job.samples
+        asked += prompts * job.samples * (mean + answer)
+        answered += prompts * job.samples * _YES_NO_TOKENS
+    rows = prompts if isinstance(job, PreferenceJob) else prompts * job.samples
+    cost = rates.cost_usd(round(asked), round(answered)) if rates is not None else None
+    return JobCost(
+        job.name, job.kind, prompts, rows, round(requests), round(asked), round(answered), cost, mean, source
+    )
+
+
+def minutes_at_limits(
+    costs: Iterable[JobCost], *, requests_per_minute: float | None, tokens_per_minute: float | None
+) -> float | None:
+    """Least minutes that the provider's own limits allow; None without limits."""
+    known = list(costs)
+    requests = sum(cost.requests or 0 for cost in known)
+    tokens = sum((cost.prompt_tokens or 0) + (cost.completion_tokens or 0) for cost in known)
+    times = []
+    if requests_per_minute:
+        times.append(requests / requests_per_minute)
+    if tokens_per_minute:
+        times.append(tokens / tokens_per_minute)
+    return max(times) if times else None
+
+
+def training_rows(entry: Entry, costs: dict[str, JobCost]) -> int | None:
+    """Rows that an entry reads at most; None where a dataset is neither a job nor countable."""
+    if isinstance(entry, LmEntry):
+        return entry.steps * entry.rows
+    total = 0
+    for name in entry.data:
+        rows = costs[name].rows if name in costs else _count_parquet(Path(name))
+        if rows is None:
+            return None
+        total += rows
+    return total
+
+
+def optimizer_steps(entry: Entry, rows: int | None) -> int | None:
+    """Optimizer steps of an entry without packing; None where the rows are unknown."""
+    if isinstance(entry, LmEntry):
+        return entry.steps
+    if entry.max_steps is not None:
+        return entry.max_steps
+    return None if rows is None else math.ceil(rows * entry.epochs / entry.batch_size)
+
+
+def tokens_per_step(entry: Entry) -> int:
+    """Most tokens that an optimizer step reads, padding included."""
+    if isinstance(entry, LmEntry):
+        return entry.rows * entry.row_tokens
+    return entry.batch_size * entry.max_length * (2 if isinstance(entry, DpoEntry) else 1)
+
+
+def token_counter(tokenizer_file: Path) -> tuple[Callable[[str], int], str]:
+    """Count with the teacher's own tokenizer where its file is here, else by characters; and the name of the way."""
+    if tokenizer_file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        return (lambda text: len(tokenizer.encode(text).ids)), "the teacher's tokenizer"
+    return (lambda text: math.ceil(len(text) / _CHARACTERS_PER_TOKEN)), "4 characters a token"
+
+
+def _prompt_count(job: Job) -> int | None:
+    prompts = job.prompts
+    if not isinstance(prompts, FilePrompts):
+        return prompts.count
+    path = Path(prompts.path)
+    if not path.is_file():
+        return prompts.count
+    there = _count_parquet(path) if path.suffix == ".parquet" else _count_lines(path)
+    return there if prompts.count is None or there is None else min(there, prompts.count)
+
+
+def _prompt_mean(job: Job, count_tokens: Callable[[str], int]) -> tuple[float, str]:
+    """Mean tokens of the job's prompts over the first few, and what they were read from."""
+    prompts = job.prompts
+    if isinstance(prompts, TaskPrompts):
+        from distill.tasks.registry import sample_tasks
+
+        tasks = sample_tasks(
+            kinds=prompts.kinds,
+            families=prompts.families,
+            split="train",
+            count=min(prompts.count, _LOOKED_AT),
+            seed=prompts.seed,
+        )
+        texts = [task.prompt for task in tasks]
+        return _mean(texts, count_tokens), f"{len(texts)} tasks"
+    path = Path(prompts.path)
+    if not path.is_file() or path.suffix == ".parquet":
+        return float(_DEFAULT_PROMPT_TOKENS), "assumed"
+    texts = _first_texts(path, prompts.column)
+    return _mean(texts, count_tokens), f"{len(texts)} lines of {path}"
+
+
+def _first_texts(path: Path, column: str) -> list[str]:
+    texts = []
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(itertools.islice(handle, _LOOKED_AT), 1):
+            try:
+                value = json.loads(line)[column]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise DataError(
+                    f"{path}:{number} is not a JSON object with the key '{column}'",
+                    remedy="mend the line, or name the right key as `column` in the recipe",
+                ) from None
+            texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return texts
+
+
+def _mean(texts: list[str], count_tokens: Callable[[str], int]) -> float:
+    return sum(map(count_tokens, texts)) / len(texts) if texts else float(_DEFAULT_PROMPT_TOKENS)
+
+
+def _count_lines(path: Path) -> int:
+    with open(path, "rb") as handle:
+        return sum(1 for line in handle if line.strip())
+
+
+def _count_parquet(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}", remedy="make it again") from None

@@ -1,0 +1,140 @@
+"""A standing server: one model behind the OpenAI protocol on one port, until it is stopped."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+from distill.engine.runner import Engine, EngineConfig
+from distill.errors import DistillError
+from distill.model.load import DeviceName, DtypeName, load_model, load_tokenizer
+from distill.recipe.schema import Serve
+from distill.runs import write_atomically
+from distill.serve.app import create_app
+
+_PR_SET_PDEATHSIG = 1
+_PARENT_POLL_SECONDS = 0.5
+_ORPHAN_GRACE_SECONDS = 5.0
+_DRAIN_SECONDS = 30
+_SWITCH_SECONDS = 0.0005
+
+
+def serve_model(
+    path: str | Path,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    model_name: str | None = None,
+    dtype: DtypeName = "auto",
+    device: DeviceName = "auto",
+    settings: Serve = Serve(),
+    ready_file: Path | None = None,
+    die_with_parent: bool = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish the open requests. Port 0 picks a free one. `ready_file` gets
+    {"base_url", "port", "pid"} once requests are answered. A host other than loopback needs a key."""
+    if die_with_parent:
+        _die_with_parent()
+    if api_key is None and not is_loopback(host):
+        raise DistillError(
+            f"refusing to listen on {host} without an API key: anybody could use the model",
+            remedy="set --api-key-env, or listen on 127.0.0.1",
+        )
+    listener = _bind(host, port)
+    with listener:
+        tokenizer = load_tokenizer(path)
+        model = load_model(path, dtype=dtype, device=device)
+        engine = Engine(model, tokenizer, engine_config(settings))
+        app = create_app(engine, model_name=model_name or str(path), api_key=api_key)
+        # the engine's thread asks for the interpreter hundreds of times a step; at the default of 5 ms every request
+        # that is being parsed would hold it up
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN_SECONDS, lifespan="on"
+        )
+        server = uvicorn.Server(config)
+        shown = f"[{host}]" if ":" in host else host
+        base_url = f"http://{shown}:{listener.getsockname()[1]}/v1"
+        announcer = threading.Thread(target=_announce, args=(server, base_url, ready_file), daemon=True)
+        announcer.start()
+        server.run(sockets=[listener])
+    if app.state.engine_loop.failure is not None:
+        raise DistillError(f"the engine failed: {app.state.engine_loop.failure}", remedy="see the log above")
+
+
+def engine_config(settings: Serve) -> EngineConfig:
+    """The engine's limits from a recipe's serve section."""
+    return EngineConfig(
+        max_batch=settings.max_batch,
+        block_size=settings.block_size,
+        prefill_tokens=settings.prefill_tokens,
+        kv_bytes=int(settings.kv_gib * (1 << 30)),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can connect."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before the model loads: a port in use shows at once."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise DistillError(f"cannot resolve host {host}: {error.strerror}", remedy="give an address") from None
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise DistillError(
+            f"cannot listen on {host}:{port}: {error.strerror}", remedy="stop what uses the port, or pass --port 0"
+        ) from None
+    return listener
+
+
+def _announce(server: uvicorn.Server, base_url: str, ready_file: Path | None) -> None:
+    """Say where the server is as soon as it answers."""
+    while not server.started:
+        if server.should_exit:
+            return
+        time.sleep(0.02)
+    print(f"serving on {base_url}", file=sys.stderr, flush=True)
+    if ready_file is not None:
+        port = int(base_url.rsplit(":", 1)[1].partition("/")[0])
+        write_atomically(ready_file, json.dumps({"base_url": base_url, "port": port, "pid": os.getpid()}))
+
+
+def _die_with_parent() -> None:
+    """End when the process that started us does: by the kernel's signal on Linux, and by looking everywhere."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_GRACE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

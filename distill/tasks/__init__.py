@@ -1,0 +1,1 @@
+"""The verifiable task world: families of prompts with reference answers and verdicts."""

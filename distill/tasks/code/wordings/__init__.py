@@ -1,0 +1,1 @@
+"""The descriptions of the code families, one file for each file of programs."""

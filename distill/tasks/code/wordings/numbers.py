@@ -1,0 +1,88 @@
+"""Descriptions of the families on one list of numbers that no other family shares."""
+
+from distill.tasks.code.frames import Say
+
+MAP_FILTER = Say(
+    nouns=(
+        "the results that {pred} after each {item} in {src} has been {map}",
+        "those of the results that {pred}, when every {item} of {src} is {map}",
+        "a list of the results that {pred} once all {items} in {src} have been {map}",
+        "the results which {pred}, with each {item} of {src} first {map}",
+        "only those results that {pred} out of the {items} in {src}, each {map}",
+        "just the results which {pred} when each {item} from {src} is {map}",
+        "whichever results {pred}, every {item} of {src} having first been {map}",
+        "of all {items} in {src}, each {map}, the results that {pred}",
+        "all results that {pred}, [given|having] every {item} in {src} {map}",
+        "any and all of the results which {pred} after every one of the {items} from {src} is {map}",
+    ),
+    orders=(
+        "for every {item} in {src}, {do}; [then keep|keep] the results that {pred}",
+        "take each {item} of {src} and {do}; of the results, keep only those that {pred}",
+        "first, for each {item} in {src}, {do}, and then [drop|remove] all results except those that {pred}",
+        "with every {item} in {src}, {do}; give back whichever results {pred}",
+        "go over {src}: with each {item}, {do} and keep the result if it {pred1}",
+        "walk through {src}, with each {item} {do}, and collect only the results which {pred}",
+        "for each {item} of {src}, {do}, and put the result in a list provided that it {pred1}",
+        "with each of the {items} from {src}, {do}; just those results that {pred} are returned",
+        "{do}, for every {item} of {src}, and afterwards pick the results that {pred}",
+        "collect the results that {pred}: for each {item} in {src}, {do}",
+    ),
+    held_out_nouns=("only the results that {pred}, each {item} from {src} having been {map}",),
+    held_out_orders=("with each {item} of {src}, {do}, and return just the results that {pred}",),
+)
+TWO_MAPS = Say(
+    nouns=(
+        "each {item} in {src} first {map} and then {map2}",
+        "a list of every {item} of {src} {map} and after that {map2}",
+        "the {items} in {src}, each {map}, then {map2}",
+        "all of the {items} from {src}, each of them first {map}, after that {map2}",
+        "every one of the {items} in {src}, {map} and then {map2}",
+        "the {items} that {src} holds, each one first {map} and afterwards {map2}",
+        "whatever comes out when every {item} of {src} is {map}, then {map2}",
+        "the {items} from {src}, every one {map} at first and {map2} next",
+        "a list with all {items} of {src}, each {map} and the result {map2}",
+        "all {items} in {src}, first each one {map}, then every one of the results {map2}",
+    ),
+    orders=(
+        "for every {item} in {src}, {do} and then {do2}",
+        "take each {item} in {src}, first {do}, then {do2}, and return the [list|results]",
+        "{do}, then {do2}, for each {item} in {src}",
+        "go over {src} and with every {item} {do}, then {do2}; list the results",
+        "walk over the {items} of {src}: first {do}, next {do2}; give back the results",
+        "with each of the {items} from {src}, {do}, after that {do2}",
+        "for each {item} in {src}: {do}; with what comes out, {do2}; collect it",
+        "do two things with each {item} of {src}: first {do}, second {do2}",
+        "go through {src} and collect, for every {item}, what comes out: {do}, then {do2}",
+        "with every {item} from {src}, first {do} and after that {do2}; return all results",
+    ),
+    held_out_nouns=("all the {items} from {src}, every one of them first {map}, then {map2}",),
+    held_out_orders=("go over the {items} in {src}: {do}, after that {do2}, and collect the results",),
+)
+TWO_FILTERS = Say(
+    nouns=(
+        "[the|all|only the] {items} in {src} that {pred} {joined} {pred2}",
+        "a list of every {item} of {src} that {pred1} {joined} {pred12}",
+        "the {items} that {pred} {joined} {pred2} in {src}",
+        "those {items} of {src} that {pred} {joined} {pred2}",
+        "each {item} from {src} which {pred1} {joined} {pred12}",
+        "whichever of the {items} in {src} {pred} {joined} {pred2}",
+        "just the {items} from {src} which {pred} {joined} {pred2}",
+        "any and all of the {items} in {src} which {pred} {joined} {pred2}",
+        "every one of the {items} from {src} that {pred1} {joined} {pred12}",
+        "all {items} which {pred} {joined} {pred2}, out of {src}",
+    ),
+    orders=(
+        "keep [only |]the {items} in {src} that {pred} {joined} {pred2}",
+        "select from {src} each {item} that {pred1} {joined} {pred12}",
+        "drop all {items} in {src} except those that {pred} {joined} {pred2}",
+        "collect from {src} all {items} which {pred} {joined} {pred2}",
+        "pick every {item} in {src} which {pred1} {joined} {pred12}",
+        "filter {src} down to those {items} which {pred} {joined} {pred2}",
+        "go over {src} and keep each {item} that {pred1} {joined} {pred12}",
+        "put in a list whichever {items} of {src} {pred} {joined} {pred2}",
+        "look at every {item} of {src} and collect it if it {pred1} {joined} {pred12}",
+        "walk through {src} and list every {item} which {pred1} {joined} {pred12}",
+    ),
+    held_out_nouns=("those {items} from {src} which {pred} {joined} {pred2}",),
+    held_out_orders=("collect every {item} of {src} which {pred1} {joined} {pred12}",),
+)

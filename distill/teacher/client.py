@@ -1,0 +1,251 @@
+"""Asks a teacher and keeps every answer: ledger first, then limits, attempts, budget, and a breaker over all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from distill.errors import TeacherError
+from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
+from distill.teacher.flow import in_order
+from distill.teacher.ledger import Asker, Failure, Ledger
+from distill.teacher.limits import Bucket, Gate, Limits, backoff_seconds
+from distill.teacher.pricing import rates_of
+from distill.teacher.requests import Answer, ChatRequest, KeyMaker, teacher_identity, teacher_label
+
+FAILURES_IN_A_ROW = 20
+
+
+@dataclass
+class Usage:
+    """What this session did, for progress and manifests."""
+
+    sent: int = 0  # attempts that went out
+    answered: int = 0
+    from_ledger: int = 0
+    failed: int = 0
+    refusals: int = 0  # 429 and 503
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    spent_usd: float = 0.0
+    latency_seconds: float = 0.0  # summed over answers
+
+
+class TeacherClient:
+    """One teacher, one ledger, one policy. Use as an async context manager.
+
+    `ask` raises TeacherError for a request that failed; `stopped` says when all of them are bound to (wrong key,
+    unreachable, budget spent, failure after failure): whoever runs a job then stops too, and a later run goes on.
+    """
+
+    def __init__(
+        self,
+        teacher: OpenAITeacher | EmbeddedTeacher,
+        ledger: Ledger,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.teacher = teacher
+        self.ledger = ledger
+        self.rates = rates_of(teacher)
+        self.usage = Usage()
+        self.stopped: TeacherError | None = None
+        self.endpoint = Endpoint(teacher, base_url, api_key=api_key)
+        self.label = teacher_label(teacher)
+        self._keys = KeyMaker(teacher_identity(teacher, self.endpoint.url))
+        rpm, tpm = teacher.requests_per_minute, teacher.tokens_per_minute
+        self.limits = Limits(
+            teacher.max_concurrency,
+            requests=Bucket(rpm) if rpm is not None else None,
+            tokens=Bucket(tpm) if tpm is not None else None,
+        )
+        self._clock = clock
+        self._gate = Gate(self.limits, clock)
+        self._asking: dict[str, asyncio.Future[Answer]] = {}
+        self._spent_before = ledger.spent_usd()
+        self._failures_in_a_row = 0
+        self._rng = random.Random(0)
+        self._stop_event = asyncio.Event()
+        if teacher.budget_usd is not None and self.rates is None:
+            raise TeacherError(
+                f"teacher.budget_usd is set, but the price of '{teacher.model}' is unknown",
+                remedy="set teacher.price.input and .output in dollars per million tokens",
+            )
+        self._check_budget()
+
+    async def __aenter__(self) -> TeacherClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.endpoint.close()
+
+    def key(self, request: ChatRequest) -> str:
+        """The request's key in the ledger."""
+        return self._keys.key(request)
+
+    def spent_usd(self) -> float:
+        """Dollars of the whole ledger, this session included."""
+        return self._spent_before + self.usage.spent_usd
+
+    async def ask(self, request: ChatRequest) -> Answer:
+        """The committed answer, from the ledger where it is there. Equal requests under way are asked once."""
+        key = self._keys.key(request)
+        under_way = self._asking.get(key)
+        if under_way is not None:
+            return await asyncio.shield(under_way)
+        found = self.ledger.find(key)
+        if isinstance(found, TeacherError):
+            self.usage.failed += 1
+            raise found
+        if found is not None:
+            self.usage.from_ledger += 1
+            return found
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asking[key] = future
+        try:
+            answer = await self._ask_anew(key, request)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+                future.exception()  # nobody else may be waiting for it
+            raise
+        finally:
+            del self._asking[key]
+        future.set_result(answer)
+        return answer
+
+    async def stream(self, requests: Iterable[ChatRequest]) -> AsyncIterator[tuple[ChatRequest, Answer | TeacherError]]:
+        """Answers (or failures) in the order of the requests, which are taken from the iterable as room comes free.
+
+        Raises the reason when the client stops; what was answered until then is in the ledger.
+        """
+
+        async def outcome(request: ChatRequest) -> tuple[ChatRequest, Answer | TeacherError]:
+            try:
+                return request, await self.ask(request)
+            except TeacherError as error:
+                if self.stopped is not None:
+                    raise self.stopped from None
+                return request, error
+
+        async for pair in in_order(outcome, requests, width=2 * self.teacher.max_concurrency):
+            yield pair
+
+    def stop(self, reason: TeacherError) -> None:
+        """Send nothing more. Requests in flight still end, and their answers count."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._stop_event.set()
+            self._gate.close(reason)
+
+    async def _ask_anew(self, key: str, request: ChatRequest) -> Answer:
+        """All attempts at one request, then the commit of what came of it."""
+        tokens = request.estimated_tokens()
+        deadline = self._clock() + self.teacher.deadline_seconds
+        answered_before = self.usage.answered
+        sent = failures = 0
+        while True:
+            await self._gate.enter(tokens)
+            started_at = self._clock()
+            self.usage.sent += 1
+            sent += 1
+            try:
+                reply = await self.endpoint.send(request)
+                self.limits.answered(tokens, reply.prompt_tokens + reply.completion_tokens)
+                return await self._commit(key, request, reply, sent, self._clock() - started_at)
+            except AttemptFailed as failed:
+                attempt = failed.attempt
+                wait = self._learn(attempt, sent, started_at)  # before anybody else is let through
+            finally:
+                self._gate.leave()
+            failures += not attempt.slow_down
+            out_of_time = max(self._clock() + wait, self.limits.cool_until) > deadline
+            if attempt.fatal or not attempt.error.retryable or failures >= self.teacher.max_attempts or out_of_time:
+                helpless = attempt.unreachable and self.usage.answered == answered_before
+                await self._give_up(key, request, attempt, sent, helpless)
+            await self._rest(wait)
+
+    def _learn(self, attempt: Attempt, sent: int, started_at: float) -> float:
+        """Learn from a failed attempt; seconds that this request waits before its next."""
+        if attempt.fatal:
+            self.stop(attempt.error)
+        if attempt.slow_down:
+            self.usage.refusals += 1
+            self.limits.refused(started_at=started_at, now=self._clock(), retry_after=attempt.retry_after)
+            if attempt.retry_after is not None:
+                return 0.0  # the gate makes everybody wait
+        return backoff_seconds(sent, self._rng)
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, unless the client stops meanwhile: then raise why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop_event.wait()
+        if self.stopped is not None:
+            raise self.stopped
+
+    async def _commit(self, key: str, request: ChatRequest, reply: Reply, attempts: int, seconds: float) -> Answer:
+        cost = None
+        if self.rates is not None:
+            cost = self.rates.cost_usd(reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
+        answer = Answer(
+            key=key,
+            text=reply.text,
+            refusal=reply.refusal,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cached_tokens=reply.cached_tokens,
+            cost_usd=cost,
+            attempts=attempts,
+            latency_seconds=seconds,
+            created_at=time.time(),
+        )
+        self.usage.spent_usd += cost or 0.0
+        self._check_budget()
+        self._failures_in_a_row = 0
+        await self.ledger.put_answer(answer, self._asker(request))
+        self.usage.answered += 1
+        self.usage.latency_seconds += seconds
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.completion_tokens += reply.completion_tokens
+        return answer
+
+    async def _give_up(
+        self, key: str, request: ChatRequest, attempt: Attempt, attempts: int, helpless: bool
+    ) -> NoReturn:
+        """Record the failure, stop everything where it is everybody's, and raise it."""
+        error = attempt.error
+        self.usage.failed += 1
+        self._failures_in_a_row += 1
+        if attempt.fatal:
+            raise error
+        if helpless or self._failures_in_a_row >= FAILURES_IN_A_ROW:
+            count = self._failures_in_a_row
+            message = f"stopped after {count} failed request{'s' if count > 1 else ''} in a row: {error.message}"
+            remedy = f"{error.remedy or 'see to the teacher'}; run again to go on where it stopped"
+            self.stop(TeacherError(message, remedy=remedy, retryable=error.retryable, status=error.status))
+        permanent = not error.retryable
+        await self.ledger.put_failure(
+            Failure(key, error.message, error.status, permanent, attempts, time.time()), self._asker(request)
+        )
+        raise error
+
+    def _check_budget(self) -> None:
+        budget = self.teacher.budget_usd
+        if budget is not None and self.spent_usd() >= budget:
+            message = f"the budget of ${budget:g} is spent (${self.spent_usd():.4f}, earlier sessions included)"
+            self.stop(TeacherError(message, remedy="raise teacher.budget_usd and run again: nothing is asked twice"))
+
+    def _asker(self, request: ChatRequest) -> Asker:
+        return Asker(self.label, request.method, request.seed_row, request.sample)

@@ -1,0 +1,306 @@
+"""Every answer a run paid for, in SQLite: an answer counts once its transaction is on disk, and is never asked twice.
+
+One writer thread commits whatever has gathered since its last commit as one transaction (WAL, synchronous=FULL), so
+the price of an fsync is shared by all answers that wait for it. Failures that repeating cannot mend are kept as
+tombstones beside the answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from distill.errors import DistillError, TeacherError
+from distill.teacher.requests import Answer
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY,
+    teacher TEXT NOT NULL,
+    method TEXT NOT NULL,
+    seed_row TEXT NOT NULL,
+    sample INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    refusal TEXT,
+    finish_reason TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    cost_usd REAL,
+    attempts INTEGER NOT NULL,
+    latency_seconds REAL NOT NULL,
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS failures (
+    key TEXT PRIMARY KEY,
+    teacher TEXT NOT NULL,
+    method TEXT NOT NULL,
+    seed_row TEXT NOT NULL,
+    sample INTEGER NOT NULL,
+    message TEXT NOT NULL,
+    status INTEGER,
+    permanent INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_VERSION = 1
+_PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_PUT_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?)"
+_CLEAR_FAILURE = "DELETE FROM failures WHERE key = ?"
+_GET_ANSWER = (
+    "SELECT text, finish_reason, prompt_tokens, completion_tokens, cached_tokens, cost_usd, attempts, latency_seconds,"
+    " created_at, refusal FROM answers WHERE key = ?"
+)
+_GET_FAILURE = "SELECT message, status FROM failures WHERE key = ? AND permanent = 1"
+_MOST_IN_A_COMMIT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asked, for people who read the ledger."""
+
+    teacher: str
+    method: str
+    seed_row: str
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that got no answer. `permanent`: the provider refuses this very request, asking again cannot help."""
+
+    key: str
+    message: str
+    status: int | None
+    permanent: bool
+    attempts: int
+    created_at: float
+
+
+@dataclass(slots=True)
+class _Pending:
+    statements: list[tuple[str, tuple[object, ...]]]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[None]
+
+
+class Ledger:
+    """The answers of one run folder. One process at a time: a second is told who holds it. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._holder = _hold(path)
+        try:
+            self._reader = _connect(path)
+            self._writer = _connect(path)
+        except sqlite3.Error as error:
+            self._holder.close()
+            raise _as_user_error(path, error) from None
+        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_loop, name="ledger", daemon=True)
+        self._thread.start()
+        self.commits = 0
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is queued and let go of the file."""
+        self._queue.put(None)
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
+        self._holder.close()
+
+    def find(self, key: str) -> Answer | TeacherError | None:
+        """The committed answer, the permanent refusal, or None: then it is still to ask."""
+        try:
+            row = self._reader.execute(_GET_ANSWER, (key,)).fetchone()
+            if row is not None:
+                return _answer(key, row)
+            failed = self._reader.execute(_GET_FAILURE, (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise _as_user_error(self.path, error) from None
+        return None if failed is None else TeacherError(failed[0], status=failed[1])
+
+    def spent_usd(self) -> float:
+        """Dollars of all answers ever committed here whose price was known."""
+        return float(self._reader.execute("SELECT TOTAL(cost_usd) FROM answers").fetchone()[0])
+
+    def count(self) -> int:
+        """Number of committed answers."""
+        return int(self._reader.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+
+    async def put_answer(self, answer: Answer, asker: Asker) -> None:
+        """Returns once the answer is on disk."""
+        row = (
+            answer.key,
+            asker.teacher,
+            asker.method,
+            asker.seed_row,
+            asker.sample,
+            answer.text,
+            answer.refusal,
+            answer.finish_reason,
+            answer.prompt_tokens,
+            answer.completion_tokens,
+            answer.cached_tokens,
+            answer.cost_usd,
+            answer.attempts,
+            answer.latency_seconds,
+            answer.created_at,
+        )
+        await self._commit([(_PUT_ANSWER, row), (_CLEAR_FAILURE, (answer.key,))])
+
+    async def put_failure(self, failure: Failure, asker: Asker) -> None:
+        """Returns once the failure is on disk."""
+        row = (
+            failure.key,
+            asker.teacher,
+            asker.method,
+            asker.seed_row,
+            asker.sample,
+            failure.message,
+            failure.status,
+            int(failure.permanent),
+            failure.attempts,
+            failure.created_at,
+        )
+        await self._commit([(_PUT_FAILURE, row)])
+
+    async def _commit(self, statements: list[tuple[str, tuple[object, ...]]]) -> None:
+        loop = asyncio.get_running_loop()
+        pending = _Pending(statements, loop, loop.create_future())
+        self._queue.put(pending)
+        await pending.done
+
+    def _write_loop(self) -> None:
+        """Gather, commit, acknowledge; until None comes."""
+        closing = False
+        while not closing:
+            batch: list[_Pending] = []
+            item = self._queue.get()
+            while True:
+                if item is None:
+                    closing = True
+                    break
+                batch.append(item)
+                if len(batch) == _MOST_IN_A_COMMIT:
+                    break
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                _acknowledge(batch, self._write(batch))
+
+    def _write(self, batch: list[_Pending]) -> Exception | None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for pending in batch:
+                for sql, row in pending.statements:
+                    self._writer.execute(sql, row)
+            self._writer.execute("COMMIT")
+        except Exception as error:  # whatever it is, those who wait must hear it: this thread has nobody else to tell
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            return _as_user_error(self.path, error) if isinstance(error, sqlite3.Error) else error
+        self.commits += 1
+        return None
+
+
+def _answer(key: str, row: tuple[Any, ...]) -> Answer:
+    text, finish_reason, prompt, completion, cached, cost, attempts, latency, created_at, refusal = row
+    return Answer(
+        key=key,
+        text=text,
+        finish_reason=finish_reason,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        cost_usd=cost,
+        attempts=attempts,
+        latency_seconds=latency,
+        created_at=created_at,
+        refusal=refusal,
+        from_ledger=True,
+    )
+
+
+def _acknowledge(batch: list[_Pending], error: Exception | None) -> None:
+    """Wake everybody of the batch, with one call into each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for pending in batch:
+        by_loop.setdefault(pending.loop, []).append(pending.done)
+    for loop, futures in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_resolve, futures, error)
+
+
+def _resolve(futures: list[asyncio.Future[None]], error: Exception | None) -> None:
+    for future in futures:
+        if future.done():  # its task was cancelled; the row is on disk all the same
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"it is of version {version}, this program reads {_VERSION}")
+        if version == 0:
+            connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version={_VERSION}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _hold(path: Path) -> IO[str]:
+    """Lock the ledger for this process."""
+    handle = open(path.with_name(path.name + ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 - held until close()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        holder = handle.read().strip() or "another process"
+        handle.close()
+        raise DistillError(f"{path} is in use by {holder}", remedy="wait for it or stop it") from None
+    handle.seek(0)
+    handle.truncate()
+    handle.write(f"process {os.getpid()}")
+    handle.flush()
+    return handle
+
+
+def _as_user_error(path: Path, error: sqlite3.Error) -> DistillError:
+    text = str(error)
+    if "disk is full" in text or "disk I/O" in text:
+        return DistillError(
+            f"cannot write {path}: {text}", remedy="make room on that disk and run again; answers so far are kept"
+        )
+    if isinstance(error, sqlite3.OperationalError):
+        return DistillError(f"cannot use {path}: {text}", remedy="check that the folder can be written")
+    return DistillError(
+        f"{path} is not a readable ledger: {text}", remedy="move it away to ask everything anew, or restore a copy"
+    )

@@ -1,0 +1,47 @@
+"""Direct preference optimization, on TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+
+class PreferenceTrainer(DPOTrainer):
+    """DPOTrainer on pairs that are tokenised already; `ref_model` is None with LoRA, whose base is the reference."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        ref_model: PreTrainedModel | None,
+        args: DPOConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+        peft_config: PeftConfig | None,
+    ) -> None:
+        assert processing_class.pad_token_id is not None
+        super().__init__(
+            model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=DataCollatorForPreference(pad_token_id=processing_class.pad_token_id),
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            peft_config=peft_config,
+        )
+
+    def _prepare_dataset(  # type: ignore[override]
+        self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: DPOConfig, dataset_name: str
+    ) -> Dataset:
+        """The dataset as it is: `model.chat.encode_preference` made it, with the same template as sft and kd."""
+        return dataset
+
+    def create_model_card(  # type: ignore[override]
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Nothing, as in KDTrainer."""

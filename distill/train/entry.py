@@ -1,0 +1,237 @@
+"""One train entry from its inputs to a model folder: rows, trainer, resume, train, export."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig, SFTConfig
+
+from distill.model.load import DtypeName, load_model, load_tokenizer, require_chat_template
+from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.recipe.train import DpoEntry, KdEntry, SftEntry
+from distill.runs import StageFolder
+from distill.track import Tracker
+from distill.train.arguments import common_arguments, dpo_loss
+from distill.train.batches import Pairs, Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
+from distill.train.callbacks import Stop, TokenCount, Watch
+from distill.train.checkpoints import Found, newest_whole, remove_after
+from distill.train.dpo import PreferenceTrainer
+from distill.train.export import save_student
+from distill.train.kd import KDTrainer
+from distill.train.lora import adapter_config
+from distill.train.processes import Processes
+from distill.train.quiet import quiet
+from distill.train.signals import LiveTeacher, require_same_tokens
+
+ChatEntry = SftEntry | KdEntry | DpoEntry
+MODEL, CHECKPOINTS = "model", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an entry starts from."""
+
+    init: Path
+    data: Sequence[Path]
+    teacher: str | None
+    dtype: DtypeName
+    trust_remote_code: bool
+
+
+def train_entry(
+    entry: ChatEntry,
+    source: Source,
+    folder: StageFolder,
+    *,
+    processes: Processes,
+    tracker: Tracker | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Train and write `<folder>/model`; the metrics for the manifest. Called by all processes.
+
+    On Ctrl-C or SIGTERM it writes a checkpoint and ends by KeyboardInterrupt or SystemExit(143).
+    """
+    with quiet():
+        tokenizer = load_tokenizer(source.init, trust_remote_code=source.trust_remote_code)
+        require_chat_template(tokenizer, source.init)
+        rows = _read(entry, tokenizer, source.data)
+        lengths, trained = rows.lengths, rows.trained
+        steps = num_steps(len(lengths), batch_size=entry.batch_size, epochs=entry.epochs, max_steps=entry.max_steps)
+        order = row_order(
+            lengths,
+            batch_size=entry.batch_size,
+            micro_batch_size=entry.micro_batch_size,
+            steps=steps,
+            seed=entry.seed,
+        )
+        stop = Stop()
+        count = TokenCount.of(order, lengths, trained, batch_size=entry.batch_size)
+        watch = Watch(count, stop, tracker, console if processes.is_first else None, entry.name)
+        checkpoints = folder.path / CHECKPOINTS
+        trainer = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch)
+        found = _resume(checkpoints, processes, tracker, console, entry.name)
+        try:
+            with stop.listening():
+                trainer.train(resume_from_checkpoint=str(found.path) if found.path else None)
+        finally:
+            watch.close()
+        if stop.signal is not None and trainer.state.global_step < steps:
+            _leave(stop.signal, entry.name, trainer.state.global_step, steps, console if processes.is_first else None)
+        save_student(
+            trainer,
+            tokenizer,
+            init=source.init,
+            out=folder.path / MODEL,
+            dtype=source.dtype,
+            lora=entry.lora,
+            trust_remote_code=source.trust_remote_code,
+        )
+    return _metrics(entry, rows, watch, steps, processes, trainer)
+
+
+def _read(entry: ChatEntry, tokenizer: PreTrainedTokenizerBase, data: Sequence[Path]) -> Sequences | Pairs:
+    if isinstance(entry, DpoEntry):
+        return read_pairs(tokenizer, data, entry.max_length)
+    rows = read_sequences(tokenizer, data, entry.max_length)
+    return pack(rows, entry.max_length, entry.seed) if entry.packing else rows
+
+
+def _trainer(
+    entry: ChatEntry,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequences | Pairs,
+    order: list[int],
+    steps: int,
+    checkpoints: Path,
+    processes: Processes,
+    watch: Watch,
+) -> Trainer:
+    # LoRA's frozen base may stay as it is stored; weights that are trained are float32, for bfloat16 loses updates.
+    dtype: DtypeName = "auto" if entry.lora is not None and entry.mixed_precision == "bf16" else "float32"
+    model = load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code)
+    arguments = common_arguments(entry, steps=steps, processes=processes.size, checkpoints=checkpoints)
+    peft_config = adapter_config(entry.lora) if entry.lora is not None else None
+    trainer: Trainer
+    if isinstance(entry, DpoEntry):
+        assert isinstance(rows, Pairs)
+        reference = None
+        if entry.lora is None:
+            reference = load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code)
+        trainer = PreferenceTrainer(
+            model,
+            ref_model=reference,
+            args=DPOConfig(**arguments, **dpo_loss(entry)),
+            train_dataset=_dataset(rows).select(order),
+            processing_class=tokenizer,
+            callbacks=[watch],
+            peft_config=peft_config,
+        )
+    else:
+        assert isinstance(rows, Sequences)
+        config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+        signal_of = None
+        if isinstance(entry, KdEntry) and entry.ce_weight < 1.0:
+            signal_of = _live_teacher(source, tokenizer, config.device)
+        assert tokenizer.pad_token_id is not None
+        trainer = KDTrainer(
+            model,
+            args=config,
+            data_collator=collator(tokenizer.pad_token_id),
+            train_dataset=_dataset(rows).select(order),
+            processing_class=tokenizer,
+            callbacks=[watch],
+            peft_config=peft_config,
+            objective=objective_of(entry),
+            signal=signal_of,
+            chunk_tokens=entry.chunk_tokens if isinstance(entry, KdEntry) else 1024,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def objective_of(entry: SftEntry | KdEntry) -> Objective:
+    """sft is the loss head with cross entropy alone."""
+    if isinstance(entry, SftEntry):
+        return CROSS_ENTROPY
+    return Objective(entry.divergence, entry.jsd_beta, entry.temperature, entry.ce_weight)
+
+
+def _live_teacher(source: Source, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> LiveTeacher:
+    assert source.teacher is not None, "the recipe refuses kd without teacher weights"
+    require_same_tokens(tokenizer, source.teacher, trust_remote_code=source.trust_remote_code)
+    return LiveTeacher.load(source.teacher, dtype="auto", device=device, trust_remote_code=source.trust_remote_code)
+
+
+def _dataset(rows: Sequences | Pairs) -> Dataset:
+    if isinstance(rows, Sequences):
+        return Dataset.from_dict({"input_ids": rows.input_ids, "labels": rows.labels, "seq_lengths": rows.segments})
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [pair.prompt_ids for pair in rows.pairs],
+            "chosen_ids": [pair.chosen_ids for pair in rows.pairs],
+            "rejected_ids": [pair.rejected_ids for pair in rows.pairs],
+        }
+    )
+
+
+def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, console: Console, name: str) -> Found:
+    """The checkpoint to go on from, the same in every process; the first one clears what is torn."""
+    found = newest_whole(checkpoints)
+    processes.wait()
+    if processes.is_first:
+        for reason in found.skipped:
+            console.print(f"{name}: skipped {reason}")
+        if found.path is not None:
+            console.print(f"{name}: going on from step {found.step}")
+        remove_after(checkpoints, found.step)
+        if tracker is not None:
+            tracker.rewind(found.step)
+    processes.wait()
+    return found
+
+
+def _leave(number: int, name: str, step: int, steps: int, console: Console | None) -> None:
+    if console is not None:
+        console.print(f"{name}: stopped at step {step} of {steps}, checkpoint written; the same command goes on there")
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+def _metrics(
+    entry: ChatEntry, rows: Sequences | Pairs, watch: Watch, steps: int, processes: Processes, trainer: Trainer
+) -> dict[str, Any]:
+    """For the manifest. Final values are means over the logs of the last tenth of the steps."""
+    late = [point for point in watch.history if point["step"] > 0.9 * steps] or watch.history[-1:]
+    names = sorted({name for point in late for name in point} - {"step", "learning_rate"})
+    final = {f"final_{name}": sum(p[name] for p in late) / len(late) for name in names if all(name in p for p in late)}
+    model = trainer.model
+    assert model is not None
+    return {
+        "objective": entry.objective,
+        "steps": steps,
+        "rows": len(rows.lengths),
+        "rows_read": rows.num_read,
+        "rows_dropped": rows.num_dropped,
+        "rows_truncated": rows.num_truncated,
+        "epochs": steps * entry.batch_size / len(rows.lengths),
+        "tokens": watch.count.tokens[steps],
+        "trained_tokens": watch.count.trained[steps],
+        "train_seconds": watch.seconds,
+        "tokens_per_second": watch.tokens_per_second,
+        "resumed_at": watch.first_step,
+        "world_size": processes.size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        **final,
+    }

@@ -1,0 +1,62 @@
+"""From a finished trainer to a plain Hugging Face folder (or, unmerged, an adapter beside its base's tokenizer)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from distill.model.load import DtypeName, load_model
+from distill.recipe.train import Lora
+from distill.train.lora import merge_adapter
+
+
+def save_student(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    init: Path,
+    out: Path,
+    dtype: DtypeName,
+    lora: Lora | None,
+    trust_remote_code: bool,
+) -> None:
+    """Write the trained model in `dtype`. Every process takes part in gathering it; the first one writes."""
+    partial = out.with_name(out.name + ".partial")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    if lora is not None:
+        trainer.save_model(str(partial))
+    state = None if lora is not None else trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        if lora is not None and lora.merge:
+            base = load_model(init, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
+            merged = merge_adapter(base, partial)
+            shutil.rmtree(partial)
+            _save(merged, merged.state_dict(), partial, dtype)
+        elif state is not None:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            assert isinstance(model, PreTrainedModel)
+            _save(model, state, partial, dtype)
+        tokenizer.save_pretrained(str(partial))
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _save(model: PreTrainedModel, state: dict[str, Tensor], out: Path, dtype: DtypeName) -> None:
+    target = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    state = {name: tensor.cpu() for name, tensor in state.items()}
+    cast: dict[int, Tensor] = {}
+    for tensor in state.values():
+        # Tied weights share their storage before the cast and must share it after, or both are written.
+        if tensor.data_ptr() not in cast:
+            cast[tensor.data_ptr()] = tensor.to(target) if tensor.is_floating_point() else tensor
+    model.config.dtype = target
+    model.config.use_cache = True
+    model.save_pretrained(str(out), state_dict={name: cast[tensor.data_ptr()] for name, tensor in state.items()})

@@ -1,0 +1,103 @@
+"""The loss head inside the model's own forward, where DDP, FSDP and autocast hooks see it."""
+
+from __future__ import annotations
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from distill.objectives.divergences import IGNORED, Objective
+from distill.objectives.head import Head, head_loss
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What a teacher says of a batch: its last hidden states [B, S, K] and the head that reads them."""
+
+    hidden: Tensor
+    head: Head
+
+
+@dataclass
+class LossOutput(ModelOutput):
+    """Sums over the scored tokens of this process's micro-batch, as in `objectives.divergences.LossSums`."""
+
+    loss: Tensor | None = None
+    metrics: Tensor | None = None  # [5]: divergence, cross entropy, agreement, accuracy, weight
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The LM head with what the model's config does to its logits; a sharded head is gathered, differentiably."""
+    config = model.config.get_text_config()
+    layer = model.get_output_embeddings()
+    assert layer is not None
+    weight, bias = _whole(layer.weight), layer.bias if isinstance(layer, torch.nn.Linear) else None
+    return Head(
+        weight, None if bias is None else _whole(bias), logit_scale(config), _number(config, "final_logit_softcapping")
+    )
+
+
+def logit_scale(config: Any) -> float:
+    """Factor on the logits by the several names that architectures give it (1 where there is none)."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = _number(config, name)
+        if value is not None:
+            return value
+    divisor = _number(config, "logits_scaling")
+    if divisor is None:
+        return 1.0
+    return divisor if config.model_type == "hyperclovax" else 1.0 / divisor
+
+
+def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens: int) -> None:
+    """Make `model(..., labels=labels, with_loss_head=True, teacher=signal)` return a LossOutput.
+
+    Without `with_loss_head` the forward is the model's own. Labels are shifted here, once. The base model and the head
+    are looked up on each call, for FSDP and PEFT replace them after this.
+    """
+    original = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        with_loss_head: bool = False,
+        teacher: TeacherSignal | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not with_loss_head:
+            return original(*args, **kwargs)
+        labels_BS = kwargs.pop("labels")
+        hidden_BSH = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        shifted_N = torch.full_like(labels_BS, IGNORED)
+        shifted_N[:, :-1] = labels_BS[:, 1:]
+        sums = head_loss(
+            hidden_BSH.flatten(0, 1),
+            head_of(self),
+            None if teacher is None else teacher.hidden.flatten(0, 1),
+            None if teacher is None else teacher.head,
+            shifted_N.flatten(),
+            objective,
+            chunk_tokens=chunk_tokens,
+        )
+        metrics = torch.stack([sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight])
+        return LossOutput(loss=sums.loss, metrics=metrics)
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _number(config: Any, name: str) -> float | None:
+    """A key that only some architectures' configs have."""
+    value = config.to_dict().get(name)
+    return None if value is None else float(value)

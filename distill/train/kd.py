@@ -1,0 +1,90 @@
+"""Knowledge distillation from a teacher's distributions, on TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from distill.objectives.divergences import Objective
+from distill.train.forward import LossOutput, attach_loss_head
+from distill.train.signals import Signal
+
+
+class KDTrainer(SFTTrainer):
+    """Trains on `objective` through the loss head; `signal` is None iff the objective is cross entropy alone.
+
+    The loss of a step is the sum over its scored tokens, on all processes and in all micro-batches, divided by their
+    number; DDP averages gradients over processes, so each process multiplies by their count.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        args: SFTConfig,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+        peft_config: PeftConfig | None,
+        objective: Objective,
+        signal: Signal | None,
+        chunk_tokens: int,
+    ) -> None:
+        assert (signal is None) == (objective.ce_weight == 1.0)
+        super().__init__(
+            model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            peft_config=peft_config,
+        )
+        attach_loss_head(model, objective, chunk_tokens)
+        # Makes the Trainer count the scored tokens of a whole step, and leave their division to compute_loss.
+        self.model_accepts_loss_kwargs = True
+        self.signal = signal
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Sum over this micro-batch's scored tokens / scored tokens of the step, times the number of processes."""
+        assert not return_outputs and num_items_in_batch is not None
+        with torch.autocast(self.args.device.type, enabled=False):
+            signal = self.signal(inputs) if self.signal is not None else None
+        output: LossOutput = model(**inputs, with_loss_head=True, teacher=signal)
+        assert output.loss is not None and output.metrics is not None
+        self._sums += output.metrics.to("cpu", torch.float64)
+        items = torch.as_tensor(num_items_in_batch, device=output.loss.device).clamp(min=1)
+        return output.loss / items * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds means over the tokens scored since the last log, over all processes."""
+        sums = self.accelerator.reduce(self._sums.to(self.args.device, torch.float32)).tolist()
+        self._sums.zero_()
+        weight = sums[4]
+        if weight > 0:
+            names = ("divergence", "cross_entropy", "agreement", "accuracy")
+            means = {name: total / weight for name, total in zip(names, sums, strict=False)}
+            if self.signal is None:
+                del means["divergence"], means["agreement"]
+            logs.update(means)
+        super().log(logs, start_time)
+
+    def create_model_card(  # type: ignore[override]
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Nothing: a checkpoint to resume from needs no card, and TRL's would import every tracker there is."""

@@ -1,0 +1,205 @@
+"""The train stage: the student before any training, then every entry in its order, all in this process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.errors import DataError, DistillError
+from distill.recipe.schema import Recipe, Student
+from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
+from distill.runs import Run, StageFolder, digest_of, path_digest
+from distill.track import Tracker
+from distill.train.processes import Processes
+
+STUDENT_BASE = "student-base"
+CHECKPOINTS = "checkpoints"
+
+
+def run(recipe: Recipe, run: Run, *, console: Console, entry: str | None = None) -> None:
+    """Train what is not done yet; `entry` names the only one to train. Every process of a launcher calls this."""
+    processes = Processes.from_environment()
+    if recipe.student is None or not recipe.train:
+        raise DistillError("the recipe has no student to train", remedy="add the sections 'student' and 'train'")
+    names = [item.name for item in recipe.train]
+    if entry is not None and entry not in names:
+        raise DistillError(f"no train entry '{entry}'", remedy=f"one of {', '.join(names)}")
+    _student_base(recipe, recipe.student, run, processes, console)
+    for item in recipe.train:
+        if entry in (None, item.name):
+            _train(recipe, recipe.student, run, item, processes, console)
+
+
+def _student_base(recipe: Recipe, student: Student, run: Run, processes: Processes, console: Console) -> None:
+    """`train-student-base/model`: the student as training finds it, cut down from its model where asked.
+
+    A student from scratch has none: its first entry makes the random weights itself.
+    """
+    if student.model is None:
+        return
+    folder = run.stage("train", STUDENT_BASE)
+    inputs = {"student": digest_of(student.model_dump(mode="json")), "weights": path_digest(student.model)}
+    if processes.agree(folder.is_done(inputs)):
+        if processes.is_first:
+            console.print(f"{STUDENT_BASE}: done before")
+        return
+    if processes.is_first:
+        from distill.model.student import make_student
+        from distill.train.quiet import quiet
+
+        folder.begin(inputs)
+        with quiet():
+            made = make_student(
+                student.model,
+                layers=student.layers,
+                kv_heads=student.kv_heads,
+                out=folder.path / "model",
+                dtype=student.dtype,
+                trust_remote_code=student.trust_remote_code,
+            )
+        folder.finish(recipe, inputs, metrics=made.as_metrics())
+        console.print(f"{STUDENT_BASE}: {made.summary()}")
+    processes.wait()
+
+
+def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: Processes, console: Console) -> None:
+    folder = run.stage("train", entry.name)
+    inputs = _inputs(recipe, student, run, entry)
+    if processes.agree(folder.is_done(inputs)):
+        if processes.is_first:
+            console.print(f"{entry.name}: done before")
+        return
+    if not isinstance(entry, LmEntry):
+        from distill.train.arguments import accumulation
+
+        accumulation(entry, processes.size)
+    elif processes.size > 1:
+        raise DistillError(f"train entry '{entry.name}': lm runs in one process", remedy="start it without a launcher")
+    if processes.is_first:
+        folder.begin(inputs)
+    processes.wait()
+    if not processes.is_first:
+        assert not isinstance(entry, LmEntry)
+        _train_chats(recipe, student, run, entry, folder, processes, None, console)
+        processes.wait()
+        return
+    with _tracker(recipe, run, entry, folder, inputs) as tracker:
+        for name in _data(entry):
+            tracker.uses(f"{recipe.name}-{name}", "dataset", run.dataset(name), {"digest": inputs[f"data:{name}"]})
+        if isinstance(entry, LmEntry):
+            from distill.train.lm_entry import run_lm
+
+            metrics: dict[str, Any] = dict(
+                run_lm(entry, student, _init(recipe, run, entry), folder.path, tracker, console)
+            )
+        else:
+            metrics = _train_chats(recipe, student, run, entry, folder, processes, tracker, console)
+        tracker.summary(metrics)
+        tracker.artifact(f"{recipe.name}-{entry.name}", "checkpoint", folder.path / "model", inputs)
+    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
+    folder.finish(recipe, inputs, metrics=metrics, seed=entry.seed, notes=_notes(entry))
+    processes.wait()
+    console.print(_line(entry, metrics))
+
+
+def _train_chats(
+    recipe: Recipe,
+    student: Student,
+    run: Run,
+    entry: SftEntry | KdEntry | DpoEntry,
+    folder: StageFolder,
+    processes: Processes,
+    tracker: Tracker | None,
+    console: Console,
+) -> dict[str, Any]:
+    from distill.train.quiet import quiet
+
+    with quiet():  # bitsandbytes speaks while it is imported
+        from distill.train.entry import Source, train_entry
+
+    init = _init(recipe, run, entry)
+    if init is None:
+        raise DistillError(
+            f"train entry '{entry.name}' starts from random weights, which have no chat template to train",
+            remedy="set student.model, or put an entry of objective lm before it",
+        )
+    source = Source(
+        init=init,
+        data=[run.dataset(name) for name in entry.data],
+        teacher=recipe.teacher_weights(),
+        dtype=student.dtype,
+        trust_remote_code=student.trust_remote_code,
+    )
+    return train_entry(entry, source, folder, processes=processes, tracker=tracker, console=console)
+
+
+def _init(recipe: Recipe, run: Run, entry: Entry) -> Path | None:
+    """Folder of the model that an entry starts from; None for a student from scratch."""
+    init = recipe.init_of(entry.name)
+    assert recipe.student is not None
+    return None if init == "student" and recipe.student.model is None else run.checkpoint(init)
+
+
+def _data(entry: Entry) -> tuple[str, ...]:
+    return () if isinstance(entry, LmEntry) else entry.data
+
+
+def _inputs(recipe: Recipe, student: Student, run: Run, entry: Entry) -> dict[str, str]:
+    """Everything that decides what training makes. Logging and saving do not."""
+    init = recipe.init_of(entry.name)
+    settings = entry.model_dump(mode="json", exclude={"logging_steps", "save_steps", "workers", "data"})
+    inputs = {"entry": digest_of(settings)}
+    if _init(recipe, run, entry) is None:
+        inputs["init"] = digest_of(student.model_dump(mode="json"))
+    else:
+        inputs["init"] = run.stage("train", STUDENT_BASE if init == "student" else init).require().digest
+    jobs = [job.name for job in recipe.generate]
+    for name in _data(entry):
+        if name in jobs:
+            inputs[f"data:{name}"] = run.stage("generate", name).require().digest
+        elif Path(name).is_file():
+            inputs[f"data:{name}"] = path_digest(name)
+        else:
+            raise DataError(f"train entry '{entry.name}': no dataset at {name}", remedy="mend the path")
+    teacher = recipe.teacher_weights()
+    if isinstance(entry, KdEntry) and teacher is not None:
+        inputs["teacher"] = path_digest(teacher)
+    return inputs
+
+
+def _tracker(recipe: Recipe, run: Run, entry: Entry, folder: StageFolder, inputs: dict[str, str]) -> Tracker:
+    return Tracker(
+        folder.path,
+        name=f"{recipe.name}/{folder.name}",
+        run_folder=run.path,
+        wandb_mode=recipe.track.wandb,
+        project=recipe.track.project,
+        run_id=digest_of({"recipe": recipe.name, "stage": folder.name, **inputs}),
+        config={"recipe": recipe.name, "stage": folder.name, **entry.model_dump(mode="json"), "digests": inputs},
+    )
+
+
+def _notes(entry: Entry) -> list[str]:
+    if not isinstance(entry, LmEntry) and entry.lora is not None and not entry.lora.merge:
+        return ["model/ is a LoRA adapter, not merged: later stages need `lora.merge: true`"]
+    return []
+
+
+def _line(entry: Entry, metrics: dict[str, Any]) -> str:
+    """The result of an entry in one line."""
+    if isinstance(entry, LmEntry):
+        speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
+        return f"{entry.name}: {entry.steps} steps, loss {metrics['loss']:.4f}, {speed}"
+    name = {"sft": "accuracy", "kd": "divergence", "dpo": "reward_margin"}[entry.objective]
+    value = metrics.get(f"final_{name}")
+    parts = [
+        f"{metrics['steps']} steps",
+        f"{metrics['tokens']:,} tokens in {metrics['train_seconds']:.0f} s ({metrics['tokens_per_second']:,.0f}/s)",
+        f"loss {metrics.get('final_loss', float('nan')):.4f}",
+        f"{name.replace('_', ' ')} {value:.4f}" if value is not None else "",
+        f"{metrics['rows_dropped']} rows dropped" if metrics["rows_dropped"] else "",
+    ]
+    return f"{entry.name}: {', '.join(part for part in parts if part)}"

@@ -1,0 +1,113 @@
+"""Tiny random models of many architectures, and a tokenizer made on the spot."""
+
+from __future__ import annotations
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCAB = 128
+_BASE: dict[str, object] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # large enough that greedy choices are no near ties
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def _config(name: str) -> hf.PretrainedConfig:
+    base = dict(_BASE)
+    if name.startswith("llama"):
+        return hf.LlamaConfig(**base, num_key_value_heads={"mha": 4, "gqa": 2, "mqa": 1}[name.split("-")[1]])
+    if name == "mistral":
+        return hf.MistralConfig(**base, num_key_value_heads=2, sliding_window=11)
+    if name == "qwen2":
+        return hf.Qwen2Config(**base, num_key_value_heads=2)
+    if name == "qwen3":
+        return hf.Qwen3Config(**base, num_key_value_heads=2, head_dim=16)
+    if name == "gemma2":
+        return hf.Gemma2Config(
+            **base,
+            num_key_value_heads=2,
+            head_dim=8,
+            sliding_window=9,
+            query_pre_attn_scalar=8,
+            attn_logit_softcapping=2.0,
+        )
+    if name == "phi3":
+        return hf.Phi3Config(**base, num_key_value_heads=2, sliding_window=None)
+    if name == "mixtral":
+        return hf.MixtralConfig(**base, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
+    if name == "gpt-neox":
+        return hf.GPTNeoXConfig(**base)
+    assert name == "opt"
+    base["ffn_dim"] = base.pop("intermediate_size")
+    base["init_std"] = base.pop("initializer_range")
+    return hf.OPTConfig(**base, word_embed_proj_dim=32)
+
+
+ARCHITECTURES = (
+    "llama-mha",
+    "llama-gqa",
+    "llama-mqa",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "phi3",
+    "mixtral",
+    "gpt-neox",
+    "opt",
+)
+
+
+def tiny_model(name: str, seed: int = 0) -> hf.PreTrainedModel:
+    """A float32 model with random weights."""
+    torch.manual_seed(seed)
+    # eager: sdpa leaves out Gemma's soft-capping in some versions
+    return hf.AutoModelForCausalLM.from_config(_config(name), attn_implementation="eager").float().eval()
+
+
+def reference(model: hf.PreTrainedModel, prompt: list[int], max_tokens: int) -> tuple[int, ...]:
+    """What transformers' own generate() continues the prompt with, EOS included."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, pad_token_id=0
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def byte_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """A byte-level BPE trained on a few lines, with chat template; ids below VOCAB... plus the 256 bytes."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(["the cat sat on the mat and the dog ran to the door"] * 4, trainer)
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    return tokenizer
+
+
+def chat_model(tokenizer: hf.PreTrainedTokenizerFast, seed: int = 0, **overrides: object) -> hf.PreTrainedModel:
+    """A GQA Llama over the tokenizer's vocabulary."""
+    torch.manual_seed(seed)
+    config = {**_BASE, "vocab_size": len(tokenizer), "num_key_value_heads": 2, **overrides}
+    config["eos_token_id"] = tokenizer.eos_token_id
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**config)).float().eval()

@@ -1,0 +1,59 @@
+"""Prices: the file, the recipe's override, and honest ignorance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.errors import DistillError
+from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher, Price
+from distill.teacher.pricing import FREE, PRICES_PATH, Rates, rates_of
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    path = tmp_path / "prices.toml"
+    path.write_text('["big-1"]\ninput = 2.0\ncached_input = 0.5\noutput = 8\n')
+    return path
+
+
+def test_cost_counts_cached_tokens_at_their_own_rate(prices: Path) -> None:
+    rates = rates_of(OpenAITeacher(model="big-1"), prices)
+    assert rates == Rates(2.0, 8.0, 0.5)
+    # 1,000 fresh at $2, 500 cached at $0.50 and 250 written at $8 a million: 0.002 + 0.00025 + 0.002
+    assert rates is not None and rates.cost_usd(1500, 250, 500) == pytest.approx(0.00425)
+    assert Rates(2.0, 8.0).cost_usd(1500, 0, 500) == pytest.approx(0.003)
+
+
+@pytest.mark.parametrize("model", ["big-1", "vendor/big-1", "big-1-2025-01-31", "vendor/big-1-2025-01-31"])
+def test_prefix_and_date_are_ignored(model: str, prices: Path) -> None:
+    assert rates_of(OpenAITeacher(model=model), prices) is not None
+
+
+def test_unknown_is_not_free(prices: Path) -> None:
+    assert rates_of(OpenAITeacher(model="big-1-mini"), prices) is None
+    half = OpenAITeacher(model="big-1-mini", price=Price(input=1.0))
+    assert rates_of(half, prices) is None
+
+
+def test_the_recipe_overrides(prices: Path) -> None:
+    assert rates_of(OpenAITeacher(model="big-1", price=Price(output=4.0)), prices) == Rates(2.0, 4.0)
+    assert rates_of(OpenAITeacher(model="x", price=Price(input=1.0, output=2.0)), prices) == Rates(1.0, 2.0)
+
+
+def test_a_teacher_of_our_own_is_free(prices: Path) -> None:
+    assert rates_of(EmbeddedTeacher(), prices) == FREE
+
+
+@pytest.mark.parametrize("text", ["[a", '["big-1"]\ninput = 1.0\n', '["big-1"]\ninput = "1"\noutput = 2\n'])
+def test_a_broken_file_says_so(text: str, prices: Path) -> None:
+    prices.write_text(text)
+    with pytest.raises(DistillError, match="prices.toml"):
+        rates_of(OpenAITeacher(model="big-1"), prices)
+
+
+def test_every_line_of_our_own_file_is_readable() -> None:
+    names = [line[2:-2] for line in PRICES_PATH.read_text().splitlines() if line.startswith("[")]
+    assert len(names) > 5
+    assert all(rates_of(OpenAITeacher(model=name)) is not None for name in names)

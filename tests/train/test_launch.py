@@ -1,0 +1,89 @@
+"""The same recipe under `accelerate launch` on one and on two CPU processes: world sizes as asked, equal losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.recipe.schema import Recipe
+from distill.runs import Run
+from distill.track import read_metrics
+from tests.train import tiny
+
+ROOT = Path(__file__).parents[2]
+ENTRIES: tuple[dict[str, Any], ...] = (
+    # 4 micro-batches of 2 rows a step: accumulated by one process, shared by two.
+    {"objective": "sft", "micro_batch_size": 2},
+    {"objective": "kd", "micro_batch_size": 2},
+    {"objective": "dpo", "micro_batch_size": 2},
+)
+
+
+def launch(recipe: Recipe, folder: Path, processes: int, *overrides: str) -> subprocess.Popen[str]:
+    path = folder / f"{recipe.name}.yaml"
+    path.write_text(json.dumps(recipe.model_dump(mode="json")))
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", str(processes)]
+    # A port of its own lets tests run beside each other.
+    command += ["--main_process_port", "0", "-m", "distill", "train", str(path), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Recipe, str, str]]:
+    """Both launches, beside each other: number of processes -> (recipe, stdout, stderr)."""
+    folder = tmp_path_factory.mktemp("launch")
+    tiny.save_model(folder / "teacher")
+    tiny.save_data(folder)
+    recipes = {count: tiny.recipe(folder, *ENTRIES, name=f"on-{count}") for count in (1, 2)}
+    started = {count: launch(recipe, folder, count) for count, recipe in recipes.items()}
+    done = {}
+    for count, process in started.items():
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        done[count] = (recipes[count], out, err)
+    return done
+
+
+@pytest.mark.parametrize("name", ["sft", "kd", "dpo"])
+def test_losses_do_not_depend_on_the_number_of_processes(
+    finished: dict[int, tuple[Recipe, str, str]], name: str
+) -> None:
+    curves = []
+    for count, (recipe, _, _) in finished.items():
+        folder = Run(recipe).stage("train", name)
+        assert folder.require().metrics["world_size"] == count
+        curves.append(read_metrics(folder.path / "metrics.jsonl"))
+    assert len(curves[0]) == len(curves[1]) == 6
+    for alone, shared in zip(*curves, strict=True):
+        assert alone["loss"] == pytest.approx(shared["loss"], rel=1e-5)
+        assert alone["grad_norm"] == pytest.approx(shared["grad_norm"], rel=1e-4)
+        assert alone["tokens"] == shared["tokens"]
+    assert len({point["loss"] for point in curves[0]}) == 6
+
+
+def test_one_process_speaks_and_nobody_warns(finished: dict[int, tuple[Recipe, str, str]]) -> None:
+    for _, out, err in finished.values():
+        assert [line.split(":")[0] for line in out.splitlines()] == ["student-base", "sft", "kd", "dpo"]
+        assert err == ""
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.errors import DistillError
+    from distill.train.arguments import accumulation
+
+    tiny.save_data(tmp_path)
+    entry = tiny.recipe(tmp_path, {"objective": "sft", "batch_size": 8, "micro_batch_size": 4}).train[0]
+    assert entry.objective == "sft" and accumulation(entry, 2) == 1
+    with pytest.raises(DistillError, match="batch_size 8 is no multiple of micro_batch_size 4 x 3 processes"):
+        accumulation(entry, 3)
