@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="changes to the recipe")]
 
@@ -144,12 +146,14 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one; default 8000")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="variable with the key that clients must send")] = None,
     model_name: Annotated[str | None, typer.Option(help="name under /v1/models; default the target")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="auto: as stored")] = "auto",
+    device: Annotated[Device, typer.Option()] = "auto",
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
     kv_gib: Annotated[float | None, typer.Option(help="memory for the KV cache, in GiB")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
-    die_with_parent: Annotated[bool, typer.Option("--die-with-parent", help="stop when the parent process ends")] = False,
+    die_with_parent: Annotated[
+        bool, typer.Option("--die-with-parent", help="stop when the parent process ends")
+    ] = False,
 ) -> None:
     """Serve a model over the OpenAI protocol until stopped."""
     from distill.recipe.schema import Serve

@@ -78,7 +78,9 @@ def read_parquet(path: str | Path, *, columns: Iterable[str] = ()) -> list[dict[
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}", remedy="remove it and make it again") from None
+        raise DataError(
+            f"{path} is not a readable Parquet file: {error}", remedy="remove it and make it again"
+        ) from None
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")

@@ -82,7 +82,9 @@ class StageFolder:
         """The manifest, or an error that says which verb makes it."""
         manifest = self.manifest()
         if manifest is None:
-            raise DistillError(f"{self.name} is not finished in {self.path.parent}", remedy=f"run `distill {self.stage}`")
+            raise DistillError(
+                f"{self.name} is not finished in {self.path.parent}", remedy=f"run `distill {self.stage}`"
+            )
         return manifest
 
     def is_done(self, inputs: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""Imports point down: cli -> stages -> services -> base; a stage never imports a stage; base and cli import no torch."""
+"""Imports point down: cli -> stages -> services -> base; no stage imports a stage; base and cli import no torch."""
 
 import ast
 import subprocess
@@ -27,7 +27,11 @@ def imported(path: Path) -> set[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "distill" else [node.module or ""]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "distill"
+                else [node.module or ""]
+            )
         found |= {name.split(".")[1] for name in names if name.startswith("distill.")}
     return found
 
@@ -54,7 +58,10 @@ def test_services_have_no_import_cycle() -> None:
     assert not edges, f"cycle among {edges}"
 
 
-@pytest.mark.parametrize("module", ["distill.cli", "distill.recipe.load", "distill.runs", "distill.records", "distill.plan.stage", "distill.track"])
+@pytest.mark.parametrize(
+    "module",
+    ["distill.cli", "distill.recipe.load", "distill.runs", "distill.records", "distill.plan.stage", "distill.track"],
+)
 def test_base_and_command_line_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {sorted(HEAVY)!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Run folders: done means a manifest with the same inputs; unfinished work is kept or cleared, never taken for whole."""
+"""Run folders: done means a manifest with the same inputs; unfinished work is kept or cleared, not taken for whole."""
 
 import json
 import multiprocessing
@@ -56,7 +56,9 @@ def test_a_torn_manifest_is_an_error_with_a_remedy(run: Run) -> None:
         folder.manifest()
 
 
-def _hold(recipe: Recipe, ready: "multiprocessing.synchronize.Event", stop: "multiprocessing.synchronize.Event") -> None:
+def _hold(
+    recipe: Recipe, ready: "multiprocessing.synchronize.Event", stop: "multiprocessing.synchronize.Event"
+) -> None:
     with Run(recipe).lock():
         ready.set()
         stop.wait(30)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 
 from distill.recipe.generate import Isolation
 from distill.sandbox.run import Job, run_many
 from distill.tasks.registry import verify
 from distill.tasks.types import Task, Verdict
-
-_FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+from distill.text.code import extract_code
 
 
 class Grader:
@@ -24,7 +22,7 @@ class Grader:
     def grade(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Verdict]:
         """A verdict for each text, in order."""
         code = {
-            (task.id, text): Job(program_of(text, task.entry_point), task.tests, task.entry_point)
+            (task.id, text): Job(extract_code(text, task.entry_point), task.tests, task.entry_point)
             for task, text in zip(tasks, texts, strict=True)
             if task.kind == "code" and (task.id, text) not in self._known
         }
@@ -37,14 +35,3 @@ class Grader:
             self._known[task.id, text] if task.kind == "code" else verify(task, text)
             for task, text in zip(tasks, texts, strict=True)
         ]
-
-
-def program_of(text: str, entry_point: str | None) -> str:
-    """The program in an answer: the fenced block that defines `entry_point`, else the first, else the whole text."""
-    blocks = [match.group(1) for match in _FENCE.finditer(text)]
-    if entry_point is not None:
-        defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.MULTILINE)
-        for block in blocks:
-            if defines.search(block):
-                return block
-    return blocks[0] if blocks else text

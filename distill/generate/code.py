@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from distill.generate.filters import extract_code
 from distill.generate.outcome import Outcome, Rejected, Row, Workbench, conversation
 from distill.generate.prompts import Prompt
 from distill.recipe.generate import CodeJob, Sampling
 from distill.records import user_message
 from distill.teacher.requests import Answer
+from distill.text.code import extract_code
 
 # The question of phi-1 (2306.11644, section 2.1), with an answer that can be read strictly.
 _EDUCATIONAL = """\

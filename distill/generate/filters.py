@@ -15,7 +15,6 @@ from distill.teacher.requests import Answer
 _NOT_FOR_TEXT = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps")
 _NOT_FOR_TEXT_TOO = ("draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram")
 _FORBIDDEN = re.compile(rf"\b(?:{'|'.join((*_NOT_FOR_TEXT, *_NOT_FOR_TEXT_TOO))})\b", re.IGNORECASE)
-_FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def unusable(answer: Answer) -> str | None:
@@ -25,17 +24,6 @@ def unusable(answer: Answer) -> str | None:
     if answer.finish_reason == "length":
         return "truncated"
     return "empty" if not answer.text.strip() else None
-
-
-def extract_code(text: str, entry_point: str | None) -> str:
-    """The program in an answer: the fenced block that defines `entry_point`, else the first, else the whole text."""
-    blocks = [match.group(1) for match in _FENCE.finditer(text)]
-    if entry_point is not None:
-        defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.MULTILINE)
-        for block in blocks:
-            if defines.search(block):
-                return block
-    return blocks[0] if blocks else text
 
 
 class Seen:

@@ -6,12 +6,12 @@ import asyncio
 import os
 from collections import deque
 
-from distill.generate.filters import extract_code
 from distill.generate.prompts import Prompt
 from distill.recipe.generate import Isolation
 from distill.sandbox.run import Job, check_available, run_many
 from distill.tasks.registry import verify
 from distill.tasks.types import Verdict
+from distill.text.code import extract_code
 
 _PROGRAMS_AT_ONCE = 256  # starting the sandbox's workers for a batch takes as long as some ten programs
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from distill.plan.shapes import ModelShape
 from distill.recipe.quantize import Awq, Gptq, Int8, Nf4
-from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry
+from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _FP32 = 4
+CHUNK_TOKENS = 1024  # tokens whose logits the loss head of sft holds at once
 _NF4_BLOCK = 64  # weights that share a scale in bitsandbytes
 _NF4_SCALES_BLOCK = 256  # scales that share a second scale under double quantization
 
@@ -130,22 +131,27 @@ def _pass_of(entry: Entry) -> _Pass:
     if isinstance(entry, LmEntry):
         return _Pass(entry.rows * entry.row_tokens, True, False, None, None)
     sequences = entry.micro_batch_size * (2 if isinstance(entry, DpoEntry) else 1)  # chosen and rejected
+    chunk = entry.chunk_tokens if isinstance(entry, KdEntry) else CHUNK_TOKENS if isinstance(entry, SftEntry) else None
     return _Pass(
         sequences * entry.max_length,
         entry.mixed_precision == "bf16",
         entry.gradient_checkpointing,
         entry.lora.rank if entry.lora else None,
-        entry.chunk_tokens if isinstance(entry, KdEntry) else None,
+        chunk,
     )
 
 
 def training_memory(
     shape: ModelShape, entry: Entry, *, weights_dtype: str, teacher: ModelShape | None
 ) -> TrainingMemory:
-    """Memory of one entry on one device. Mixed precision holds fp32 master weights and a bf16 copy for the pass."""
+    """Memory of one entry on one device.
+
+    Weights that are trained are float32, for bfloat16 loses small updates; mixed precision adds a bf16 copy for the
+    pass. Only the frozen base of LoRA under mixed precision stays in `weights_dtype`, as it is stored.
+    """
     work = _pass_of(entry)
-    stored = _FP32 if work.mixed else DTYPE_BYTES[weights_dtype]
     adapters = lora_parameters(shape, work.lora_rank) if work.lora_rank else 0
+    stored = DTYPE_BYTES[weights_dtype] if adapters and work.mixed else _FP32
     trainable = adapters or shape.parameters
     frozen, models = 0, 1
     if isinstance(entry, KdEntry) and teacher is not None:
@@ -155,14 +161,16 @@ def training_memory(
     chunk = min(work.tokens, work.chunk_tokens or work.tokens)
     return TrainingMemory(
         trainable=trainable,
-        weights=(shape.parameters + adapters) * stored + (2 * shape.parameters if work.mixed else 0),
-        gradients=trainable * stored,
+        weights=shape.parameters * stored
+        + adapters * _FP32
+        + (2 * shape.parameters if work.mixed and stored == _FP32 else 0),
+        gradients=trainable * _FP32,
         optimizer=trainable * 2 * _FP32,
         frozen=frozen,
         activations=activation_bytes(
             shape,
             tokens=work.tokens,
-            bytes_per_value=2 if work.mixed else stored,
+            bytes_per_value=2 if work.mixed else _FP32,
             checkpointing=work.checkpointing,
         ),
         # fp32 logits of each model, and the gradient of the student's

@@ -10,7 +10,7 @@ from bitsandbytes import functional
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from distill.quantize.quiet import quiet
+from distill.quiet import quiet
 
 NF4_OFFSET = 0.9677083
 """1 - (1/32 + 1/30) / 2, the mean of the outermost quantiles of a 4-bit code with an even and an odd half."""

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from distill.errors import CheckpointError
 from distill.quantize.pack import pack
-from distill.quantize.quiet import quiet
 from distill.quantize.scales import Grid
 from distill.quantize.sequential import QuantizedLinear
+from distill.quiet import quiet
 
 
 def packed_tensors(name: str, linear: QuantizedLinear) -> dict[str, Tensor]:

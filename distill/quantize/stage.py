@@ -21,8 +21,8 @@ from distill.model.load import load_model, load_tokenizer, require_chat_template
 from distill.quantize.bnb import dequantized_weights, load_int8, load_nf4
 from distill.quantize.calibrate import Batch, pad_batches
 from distill.quantize.export import quantized_bits_per_weight, save_packed, weight_bytes
-from distill.quantize.quiet import quiet
 from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
+from distill.quiet import quiet
 from distill.recipe.quantize import Awq, Calibration, Int8, Nf4, Quantizer
 from distill.recipe.quantize import Gptq as GptqEntry
 from distill.recipe.schema import Recipe

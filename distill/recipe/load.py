@@ -1,4 +1,4 @@
-"""Read a recipe: YAML with positions, command-line overrides, and every mistake at once as `file:line:col: key: problem`."""
+"""Read a recipe: YAML with positions, overrides, and every mistake at once as `file:line:col: key: problem`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Location = tuple[str | int, ...]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate the recipe at `path` with `section.key=value` overrides. Raises RecipeError with all problems."""
+    """Read and validate a recipe with `section.key=value` overrides. Raises RecipeError with all problems."""
     path = Path(path)
     document = _read(path)
     overridden = _apply_overrides(document, overrides)
@@ -54,7 +54,9 @@ def _read(path: Path) -> CommentedMap:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise RecipeError([f"{path}{position}: not valid YAML: {(error.problem or 'unreadable').splitlines()[0]}"]) from None
+        raise RecipeError(
+            [f"{path}{position}: not valid YAML: {(error.problem or 'unreadable').splitlines()[0]}"]
+        ) from None
     except YAMLError as error:
         raise RecipeError([f"{path}: not valid YAML: {str(error).splitlines()[0]}"]) from None
     if not isinstance(document, CommentedMap):
@@ -148,7 +150,10 @@ def _explain(error: Any, where: _Positions, document: CommentedMap) -> str:
         value = context.get("tag", _value_at(document, location))
         choices = tuple(part.strip().strip("'") for part in expected.replace(" or ", ", ").split(","))
         if kind == "union_tag_invalid":
-            location = (*location, str(context.get("discriminator", "kind")).strip("'").removesuffix("()").removeprefix("_teacher_"))
+            location = (
+                *location,
+                str(context.get("discriminator", "kind")).strip("'").removesuffix("()").removeprefix("_teacher_"),
+            )
         problem = f"must be one of {', '.join(choices)}; got {value!r}" + _suggest(value, choices)
     elif kind == "union_tag_not_found":
         problem = f"needs the key {context.get('discriminator')}"
@@ -160,15 +165,17 @@ def _explain(error: Any, where: _Positions, document: CommentedMap) -> str:
 
 def _without_tags(location: Location, document: Any) -> Location:
     """Drop the union tags that pydantic puts between the keys."""
-    node, kept = document, []
+    node: Any = document
+    kept: list[str | int] = []
     for position, part in enumerate(location):
-        if isinstance(node, list) and isinstance(part, int) and part < len(node):
+        inside = (isinstance(node, list) and isinstance(part, int) and part < len(node)) or (
+            isinstance(node, dict) and part in node
+        )
+        last = position == len(location) - 1
+        if inside:
             node = node[part]
-        elif isinstance(node, dict) and part in node:
-            node = node[part]
-        elif position < len(location) - 1 or (isinstance(part, str) and part not in _fields_at(location)):
-            if position < len(location) - 1 or not isinstance(node, dict):
-                continue
+        elif not last or (part not in _fields_at(location) and not isinstance(node, dict)):
+            continue
         kept.append(part)
     return tuple(kept)
 
@@ -181,7 +188,9 @@ def _fields_at(location: Location) -> tuple[str, ...]:
         node = _resolve(node, schema)
         variants = node.get("oneOf") or node.get("anyOf") or []
         if isinstance(part, int):
-            node = next((v for v in [node, *map(lambda v: _resolve(v, schema), variants)] if "items" in v), {}).get("items", {})
+            node = next((v for v in [node, *map(lambda v: _resolve(v, schema), variants)] if "items" in v), {}).get(
+                "items", {}
+            )
         elif part in node.get("properties", {}):
             node = node["properties"][part]
         else:

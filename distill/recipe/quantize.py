@@ -45,7 +45,7 @@ class Gptq(QuantizeCommon):
     bits: Literal[3, 4, 8] = 4
     group_size: int = Field(default=128, ge=8)
     symmetric: bool = True
-    act_order: bool = False
+    act_order: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     calibration: Calibration = Calibration()
 

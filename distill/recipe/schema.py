@@ -22,8 +22,8 @@ class Serve(Section):
     api_key_env: str | None = Field(default=None, description="variable with the key clients must send")
     max_batch: int = Field(default=128, ge=1, description="sequences decoded together")
     kv_gib: float = Field(default=1.0, gt=0, description="memory for the KV cache, in GiB")
-    block_size: int = Field(default=16, ge=1, description="tokens in a KV block")
-    prefill_tokens: int = Field(default=2048, ge=1, description="prompt tokens prefilled in one step")
+    block_size: int = Field(default=32, ge=1, description="tokens in a KV block")
+    prefill_tokens: int = Field(default=512, ge=1, description="prompt tokens prefilled in one step")
     dtype: Dtype = "auto"
 
 
@@ -34,7 +34,7 @@ class Evaluate(Section):
     splits: tuple[Literal["values", "phrasings"], ...] = Field(default=("values", "phrasings"), min_length=1)
     rows: int = Field(default=500, ge=1, description="held-out tasks in all, shared by splits and kinds")
     seed: int = 1_000
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=384, ge=1)
     divergence_rows: int = Field(default=128, ge=1, description="reference answers for perplexity, agreement and KL")
     isolation: Isolation = "bubblewrap"
     variants: tuple[str, ...] | None = Field(default=None, description="null: all there are")
@@ -118,7 +118,11 @@ class Recipe(Section):
                 continue
             for position, name in enumerate(entry.data):
                 if name not in jobs and not _is_path(name):
-                    yield ("train", index, "data", position), f"no generate job '{name}' (a path ends in .parquet)", jobs
+                    yield (
+                        ("train", index, "data", position),
+                        f"no generate job '{name}' (a path ends in .parquet)",
+                        jobs,
+                    )
             if isinstance(entry, KdEntry) and self.teacher_weights() is None:
                 yield (
                     ("train", index, "objective"),
@@ -126,7 +130,11 @@ class Recipe(Section):
                     (),
                 )
             if entry.batch_size % entry.micro_batch_size:
-                yield ("train", index, "batch_size"), f"must be a multiple of micro_batch_size {entry.micro_batch_size}", ()
+                yield (
+                    ("train", index, "batch_size"),
+                    f"must be a multiple of micro_batch_size {entry.micro_batch_size}",
+                    (),
+                )
         trained = tuple(entry.name for entry in self.train)
         for index, quantizer in enumerate(self.quantize):
             if not trained:

@@ -79,7 +79,9 @@ class LmEntry(Section):
     objective: Literal["lm"]
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     init: str | None = Field(default=None, description="entry to start from, or 'student'")
-    corpus: Literal["chats", "plain"] = Field(description="chats: loss on the answers; plain: documents, loss everywhere")
+    corpus: Literal["chats", "plain"] = Field(
+        description="chats: loss on the answers; plain: documents, loss everywhere"
+    )
     steps: int = Field(ge=1)
     rows: int = Field(default=256, ge=1, description="packed rows in a step")
     row_tokens: int = Field(default=512, ge=16)

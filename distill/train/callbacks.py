@@ -23,6 +23,7 @@ from distill.errors import DistillError
 from distill.track import Tracker
 from distill.train.checkpoints import seal
 
+SECONDS_BETWEEN_LINES = 30.0
 # The trainer's and TRL's keys that go to the metrics, by the names that they get there. The rest is dropped: TRL's
 # token counts, which start over at a resume, and the trainer's own totals.
 KEYS = {
@@ -105,6 +106,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     _started: float = 0.0
     _progress: Progress | None = None
     _task: Any = None
+    _spoken: float = 0.0
+    _last_step: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -135,6 +138,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._last_step = state.global_step
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, note=self._note())
+            self._speak(state)
         if self._everyone_stops(args):
             control.should_save = True
             control.should_training_stop = True
@@ -189,7 +193,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def _done_tokens(self) -> int:
         return self.count.tokens[self._last_step] - self.count.tokens[self.first_step]
 
-    _last_step: int = 0
+    def _speak(self, state: TrainerState) -> None:
+        """Where no bar can be drawn (a log file), a line now and then."""
+        assert self.console is not None
+        if not self.console.is_terminal and self.seconds - self._spoken >= SECONDS_BETWEEN_LINES:
+            self._spoken = self.seconds
+            self.console.print(f"{self.label}: step {state.global_step} of {state.max_steps}, {self._note()}")
 
     def _note(self) -> str:
         loss = f"loss {self.history[-1]['loss']:.4f}  " if self.history else ""

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from distill.model.tokenizer import END
+from distill.model.tokenizer import BOS, END, ROLES
 from distill.tasks.plain_text import document
 from distill.tasks.registry import training_stream
 
@@ -53,8 +53,9 @@ class PackedCorpus(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         row_tokens: int,
     ) -> None:
         self._backend_json = tokenizer.backend_tokenizer.to_str()
-        self._bos, self._end = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(END)
-        self._user, self._assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+        vocabulary = tokenizer.get_vocab()
+        self._bos, self._end = vocabulary[BOS], vocabulary[END]
+        self._user, self._assistant = vocabulary[ROLES["user"]], vocabulary[ROLES["assistant"]]
         self._corpus: Corpus = corpus
         self._seed, self._steps = seed, steps
         self._rows, self._row_tokens = rows, row_tokens

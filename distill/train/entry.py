@@ -17,6 +17,7 @@ from trl import DPOConfig, SFTConfig
 
 from distill.model.load import DtypeName, load_model, load_tokenizer, require_chat_template
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.quiet import quiet
 from distill.recipe.train import DpoEntry, KdEntry, SftEntry
 from distill.runs import StageFolder
 from distill.track import Tracker
@@ -29,7 +30,6 @@ from distill.train.export import save_student
 from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
 from distill.train.processes import Processes
-from distill.train.quiet import quiet
 from distill.train.signals import LiveTeacher, require_same_tokens
 
 ChatEntry = SftEntry | KdEntry | DpoEntry

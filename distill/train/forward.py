@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Head, head_loss
@@ -78,15 +79,17 @@ def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens:
         hidden_BSH = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         shifted_N = torch.full_like(labels_BS, IGNORED)
         shifted_N[:, :-1] = labels_BS[:, 1:]
-        sums = head_loss(
-            hidden_BSH.flatten(0, 1),
-            head_of(self),
-            None if teacher is None else teacher.hidden.flatten(0, 1),
-            None if teacher is None else teacher.head,
-            shifted_N.flatten(),
-            objective,
-            chunk_tokens=chunk_tokens,
-        )
+        # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
+        with maybe_gather_lm_head_ctx(*self.get_output_embeddings().parameters()):
+            sums = head_loss(
+                hidden_BSH.flatten(0, 1),
+                head_of(self),
+                None if teacher is None else teacher.hidden.flatten(0, 1),
+                None if teacher is None else teacher.head,
+                shifted_N.flatten(),
+                objective,
+                chunk_tokens=chunk_tokens,
+            )
         metrics = torch.stack([sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight])
         return LossOutput(loss=sums.loss, metrics=metrics)
 

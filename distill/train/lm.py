@@ -55,7 +55,8 @@ def train_lm(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _use_plain_causal_attention(model)
-    model.to(device=device, dtype=torch.float32).train()
+    torch.nn.Module.to(model, device=device, dtype=torch.float32)
+    model.train()
     optimizer = _optimizer(model, entry)
     start = _restore(checkpoint, model, optimizer)
     step_loss = _compiled(model, device)
@@ -109,7 +110,9 @@ def _compiled(model: PreTrainedModel, device: torch.device) -> Callable[[torch.T
     def step_loss(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(input_ids=ids, use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        flat = labels.flatten()
+        total = F.cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="sum")
+        return total / (flat != IGNORED).sum().clamp(min=1)  # a small batch may hold one long context and no answer
 
     return torch.compile(step_loss) if device.type == "cuda" else step_loss
 

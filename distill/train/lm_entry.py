@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distill.model.load import load_model, load_tokenizer
 from distill.recipe.teacher import Student
@@ -22,6 +22,7 @@ def run_lm(
     entry: LmEntry, student: Student, source: Path | None, folder: Path, tracker: Tracker, console: Console
 ) -> dict[str, float]:
     """Train `source` (None: the recipe's random weights) and save to `folder`/model. Returns the metrics."""
+    model: PreTrainedModel
     if source is None:
         assert student.scratch is not None, "a recipe has model or scratch"
         model, tokenizer = make_scratch(student.scratch)
@@ -38,6 +39,7 @@ def run_lm(
 
     metrics = train_lm(model, tokenizer, entry, checkpoint=folder / "lm.pt", log=log)
     model.set_attn_implementation("sdpa")
-    model.to(device="cpu", dtype=_DTYPES[student.dtype]).save_pretrained(folder / "model")
+    torch.nn.Module.to(model, device="cpu", dtype=_DTYPES[student.dtype])
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return metrics

@@ -48,7 +48,7 @@ def _student_base(recipe: Recipe, student: Student, run: Run, processes: Process
         return
     if processes.is_first:
         from distill.model.student import make_student
-        from distill.train.quiet import quiet
+        from distill.quiet import quiet
 
         folder.begin(inputs)
         with quiet():
@@ -90,11 +90,13 @@ def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: 
         for name in _data(entry):
             tracker.uses(f"{recipe.name}-{name}", "dataset", run.dataset(name), {"digest": inputs[f"data:{name}"]})
         if isinstance(entry, LmEntry):
-            from distill.train.lm_entry import run_lm
+            from distill.quiet import quiet
 
-            metrics: dict[str, Any] = dict(
-                run_lm(entry, student, _init(recipe, run, entry), folder.path, tracker, console)
-            )
+            with quiet():
+                from distill.train.lm_entry import run_lm
+
+                start = _init(recipe, run, entry)
+                metrics: dict[str, Any] = dict(run_lm(entry, student, start, folder.path, tracker, console))
         else:
             metrics = _train_chats(recipe, student, run, entry, folder, processes, tracker, console)
         tracker.summary(metrics)
@@ -115,7 +117,7 @@ def _train_chats(
     tracker: Tracker | None,
     console: Console,
 ) -> dict[str, Any]:
-    from distill.train.quiet import quiet
+    from distill.quiet import quiet
 
     with quiet():  # bitsandbytes speaks while it is imported
         from distill.train.entry import Source, train_entry

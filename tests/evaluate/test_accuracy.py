@@ -10,12 +10,13 @@ import torch
 from distill.evaluate import verdicts
 from distill.evaluate.accuracy import Answer, accuracy_metrics, answer_all, answer_rows
 from distill.evaluate.questions import held_out_tasks
-from distill.evaluate.verdicts import Grader, program_of
+from distill.evaluate.verdicts import Grader
 from distill.model.chat import render
 from distill.recipe.schema import Evaluate, Serve
 from distill.records import user_message
 from distill.sandbox.types import SandboxVerdict
 from distill.tasks.types import Task, Verdict
+from distill.text.code import extract_code
 from tests.evaluate.tiny import make_model, make_tokenizer
 
 TASKS = held_out_tasks(Evaluate(rows=8, kinds=("instruction", "code", "judge"), splits=("values",)))
@@ -59,10 +60,10 @@ def test_equal_programs_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_program_of_an_answer() -> None:
     text = "Here:\n```python\nimport re\n```\nand\n```python\ndef f(x):\n    return x\n```\nDone."
-    assert program_of(text, "f") == "def f(x):\n    return x\n"
-    assert program_of(text, "g") == "import re\n"
-    assert program_of("def f(x): return x", "f") == "def f(x): return x"
-    assert program_of("```\ndef f(x): return", "f") == "def f(x): return"  # cut off before the fence ends
+    assert extract_code(text, "f") == "def f(x):\n    return x\n"
+    assert extract_code(text, "g") == "import re\n"
+    assert extract_code("def f(x): return x", "f") == "def f(x): return x"
+    assert extract_code("```\ndef f(x): return", "f") == "def f(x): return"  # cut off before the fence ends
 
 
 def _task(index: int, kind: str, split: str, family: str) -> Task:

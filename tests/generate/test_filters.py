@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from distill.generate.filters import Likeness, Seen, bad_instruction, extract_code, rouge_l, words
+from distill.generate.filters import Likeness, Seen, bad_instruction, rouge_l, words
 from distill.generate.prompts import text_prompt
+from distill.text.code import extract_code
 
 
 def longest_common_subsequence(first: list[str], second: list[str]) -> int:

@@ -69,8 +69,12 @@ def test_training_memory_of_full_fine_tuning() -> None:
     parameters = TINY.parameters
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
     assert memory.logits_full == 32 * 10 * 4 * 2  # logits and their gradient
-    assert memory.frozen == 0 and not memory.chunked
+    assert memory.frozen == 0 and memory.chunked and memory.logits_chunked == memory.logits_full
     assert memory.total == 16 * parameters + memory.activations + memory.logits_full
+    in_bf16 = training_memory(TINY, entry, weights_dtype="bfloat16", teacher=None)
+    assert in_bf16 == memory  # weights that are trained are float32, however they are stored
+    long = entry.model_copy(update={"max_length": 4096})
+    assert training_memory(TINY, long, weights_dtype="float32", teacher=None).logits_chunked == 1024 * 10 * 4 * 2
 
 
 def test_training_memory_of_kd_counts_the_teacher_and_the_chunk() -> None:
@@ -101,6 +105,10 @@ def test_lora_trains_little_and_dpo_needs_no_reference_with_it() -> None:
     small = training_memory(TINY, adapted, weights_dtype="float32", teacher=None)
     assert whole.frozen == 4 * TINY.parameters and small.frozen == 0
     assert small.optimizer == 8 * lora_parameters(TINY, 2)
+    assert not whole.chunked  # dpo needs the log-probabilities of whole sequences
+    mixed = adapted.model_copy(update={"mixed_precision": "bf16"})
+    base = training_memory(TINY, mixed, weights_dtype="bfloat16", teacher=None)
+    assert base.weights == 2 * TINY.parameters + 4 * lora_parameters(TINY, 2)
 
 
 def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:

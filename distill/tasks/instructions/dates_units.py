@@ -94,21 +94,21 @@ DATE_AFTER = instruction(
         '[Add|Please add] {days} days to "{date}". [What is the date?|What date do you get?|]',
         '[Find|Give|Tell me|Calculate|Work out] the date {days} days [after|later than|from] "{date}".',
         'Today is "{date}". What [is the date|date is it|date will it be] [in {days} days|{days} days '
-        'later|after {days} days]?',
+        "later|after {days} days]?",
         'If today is "{date}", [what|which] [date|day of the month] comes {days} days [later|from now]?',
         '[Start|Begin] [at|on|with] "{date}" and go [forward|on|ahead] {days} days. What is the date?',
         '"{date}" plus {days} days: [what date?|which date is that?|find the date.]',
         'A [trip|holiday|course|visit] starts on "{date}" and [ends|is over] {days} days later. On which date '
-        'does it end?',
+        "does it end?",
         '[Given|Take] the date "{date}"[,| and] [count|go] {days} days [forward|ahead]. What date [is it|do '
-        'you reach]?',
+        "you reach]?",
         '{days} days after "{date}", what is the date?',
         '[Could|Can|Would] you [please |]tell me [which|what] date is {days} days after "{date}"?',
         'A [letter|parcel|package] was sent on "{date}" and takes {days} days. On [what|which] date does it arrive?',
         'I [start|begin] on "{date}" and need {days} days. On [what|which] date [am I done|is it over]?',
         'On "{date}" someone says: in {days} days. Which date [is meant|is that]?',
         '[The date is|The calendar shows] "{date}". [What is it|Which date is it|What will it be] {days} days '
-        '[later|from now]?',
+        "[later|from now]?",
         '[Count|Move] {days} days [on|forward|ahead] from "{date}" and [give|name|write] the date.',
         'Date: "{date}". Days to add: {days}. [New date?|What is the new date?|Give the new date.]',
         'What will the calendar show {days} days after "{date}"?',
@@ -136,20 +136,20 @@ WEEKDAY_AFTER = instruction(
     phrasings=(
         '[What|Which] [weekday|day of the week] is {days} days after "{weekday}"?',
         'Today is "{weekday}". [What|Which] [weekday|day of the week] is it [in {days} days|{days} days '
-        'later|after {days} '
+        "later|after {days} "
         "days]?",
         'If today is "{weekday}", [what|which] [weekday|day of the week] comes {days} days [later|from now]?',
         '[Find|Give|Tell me|Calculate|Work out] the [weekday|day of the week] {days} days [after|from] "{weekday}".',
         '[Add|Please add] {days} days to "{weekday}". [Which weekday is it?|What weekday do you get?]',
         '[Start|Begin] [at|on|with] "{weekday}" and go [forward|on|ahead] {days} days. What [weekday|day of '
-        'the week] is it?',
+        "the week] is it?",
         '"{weekday}" plus {days} days: [what weekday?|which weekday is that?|find the weekday.]',
         'A [trip|holiday|course] starts on a "{weekday}" and ends {days} days later. On which weekday does it end?',
         '[Given|Take] a "{weekday}"[,| and] [count|go] {days} days [forward|ahead]. What weekday [is it|do you reach]?',
         '{days} days after a "{weekday}", what [weekday|day of the week] is it?',
         '[Could|Can|Would] you [please |]tell me [which|what] weekday is {days} days after "{weekday}"?',
         'A [letter|parcel|package] was sent on a "{weekday}" and takes {days} days. On [what|which] weekday '
-        'does it arrive?',
+        "does it arrive?",
         'I [start|begin] on a "{weekday}" and need {days} days. On [what|which] weekday [am I done|is it over]?',
         'On a "{weekday}" someone says: in {days} days. Which weekday [is meant|is that]?',
         'It is "{weekday}". [What|Which] [weekday|day of the week] will it be {days} days [later|from now]?',
@@ -189,7 +189,7 @@ ISO_DATE = instruction(
         '[Could|Can|Would] you [please |][format|write|convert] "{date}" [as|to] [YYYY-MM-DD|ISO format][ for me|]?',
         '[Format|Reformat|Express] the date "{date}" [as|in] [numbers|ISO format|YYYY-MM-DD|year-month-day].',
         'A form asks for the date "{date}" [as|in the form] [year-month-day|YYYY-MM-DD]. What do [I|you] '
-        '[write|fill in]?',
+        "[write|fill in]?",
         'Use [numbers only|two digits for month and day] to write "{date}" [as year-month-day|as YYYY-MM-DD].',
         'Replace the month name in "{date}" [by|with] its number and write [the date as |]year, month and day.',
         'ISO [form|format|date] of "{date}"?',

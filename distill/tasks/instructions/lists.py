@@ -167,7 +167,7 @@ REMOVE_DUPLICATES = instruction(
     "remove_duplicates",
     _draw_remove_duplicates,
     phrasings=(
-        '[Remove|Delete|Please remove|Drop] [the|all|all the] [duplicates|repeated items|repeated words] '
+        "[Remove|Delete|Please remove|Drop] [the|all|all the] [duplicates|repeated items|repeated words] "
         '[from|in] "{items}".',
         '[Write|Give|List|Return] "{items}" without [duplicates|repeated items|repetitions|repeats].',
         'What is [the list |]"{items}" without [duplicates|repeated words|its repetitions|repeats]?',
@@ -176,26 +176,26 @@ REMOVE_DUPLICATES = instruction(
         'The list is "{items}". [Remove the duplicates.|Keep each item once.|What is left without duplicates?]',
         '"{items}": [no duplicates, please|each item once|without repeats, please|remove what is repeated].',
         'I have a list: "{items}". [Some items are repeated.|Some are there twice.] [Remove the '
-        'duplicates.|Keep one of each.]',
+        "duplicates.|Keep one of each.]",
         '[Could|Can|Would] you [please |]remove the [duplicates|repeated items] [from|in] "{items}"[ for me|]?',
         '[List|Name|Write] the [different|distinct|unique] [items|words] [of|in] "{items}"[, in order|].',
         'Which [different|distinct|unique] [items|words] [are in|does one find in|make up] "{items}"?',
         '[Clean|Clean up|Tidy] the list "{items}": [each item|every word] [may be there|should appear|may '
-        'appear] only once.',
+        "appear] only once.",
         '[Make|Build] a list of the [unique|distinct|different] [items|words] [of|in|from] "{items}".',
         'If an [item|word] of "{items}" [is repeated|appears again|appears twice], [drop|remove|delete] it. '
-        'What is left?',
+        "What is left?",
         '[Show|Tell] me [the list |]"{items}" with [every item|each word] [only once|appearing once].',
         '[Go through|Look at] "{items}" and [drop|skip|remove] every [item|word] that [was there '
-        'before|appears again].',
+        "before|appears again].",
         '[Find|Get|Produce] the [unique|distinct] [items|words|elements] of "{items}".',
         'Some [words|items] in "{items}" are [there twice|repeated]. Write [the list|them] without '
-        '[repeats|duplicates].',
+        "[repeats|duplicates].",
         'No [word|item] should appear twice in "{items}". [Fix the list.|Write the new list.|What is the new list?]',
         'I want every [word|item] of "{items}" [just|only] once.',
         'Unique [items|words|elements] of "{items}"?',
         'What [remains|is left] of "{items}" [after removing|when you remove|without] [the duplicates|the '
-        'repeated items]?',
+        "repeated items]?",
     ),
     held_out=(
         'Please keep every word of "{items}" only once.',

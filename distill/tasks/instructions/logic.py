@@ -68,9 +68,7 @@ def _draw_rule(rng: random.Random) -> Draw:
     state, effect, different = rng.sample(ADJECTIVES, 3)
     met = rng.random() < 0.5
     fact = state if met else different
-    steps = (
-        [f"{fact} = {state}, the rule applies"] if met else [f"{fact} is not {state}, the rule does not apply"]
-    )
+    steps = [f"{fact} = {state}, the rule applies"] if met else [f"{fact} is not {state}, the rule does not apply"]
     return worked(
         {
             "rule": f'If the "{thing}" is "{state}", then the "{other}" is "{effect}".',
@@ -229,19 +227,19 @@ ODD = instruction(
         '[Find|Name|Give|Pick|Show me] the odd one out [in|of|from|among] "{items}".',
         'What is the odd one out[ in| of| among|:] "{items}"?',
         '[Given|Take] the words "{items}"[,| and] [find|name|pick] the [odd one out|one that does not '
-        'belong|stranger].',
+        "belong|stranger].",
         'The words are "{items}". [Which one does not fit?|Which is the odd one out?|Which one is different?]',
         '"{items}": [which does not belong?|odd one out?|which one is different from the others?|name the odd one.]',
         'Three of the words "{items}" [belong together|are of the same kind|are alike]. Which one [does not|is not]?',
         'I have [a list|four words]: "{items}". [One does not fit.|One is different.|One is of another kind.] '
-        '[Which one?|Which '
+        "[Which one?|Which "
         "is it?]",
         '[Could|Can|Would] you [please |][find|name|pick] the odd one out [in|of] "{items}"[ for me|]?',
         'Which [word|item|one] [of|in|among] "{items}" is [of another kind|different|not like the others|the '
-        'stranger]?',
+        "stranger]?",
         'One of "{items}" is not like the others. [Which?|Which one is it?|Name it.|Find it.]',
         '[Look at|Read|Study] "{items}" and [name|find|pick|give] the one that [does not belong|does not '
-        'fit|is different].',
+        "fit|is different].",
         '[Pick|Choose|Select] the [word|item] that does not [fit|belong] [in|with]: "{items}".',
         'Three are [of one kind|alike|the same kind], one is not: "{items}". [Which one?|Name the one that is not.]',
         'If you [group|sort] "{items}" by kind, which [word|one] [is alone|stands alone|is left alone]?',

@@ -105,33 +105,41 @@ def _draw_record(rng: random.Random) -> Draw:
 
 
 def _draw_question(rng: random.Random) -> Draw:
-    """Three people, each with a coloured thing and a place; one question about one of them."""
+    """Three people, each with a coloured thing or a place; one question about one of them.
+
+    The steps pair what is asked for with what it is asked of, in the order of the text, then repeat the pair asked
+    about.
+    """
     names, things, places = rng.sample(NAMES, 3), rng.sample(OWNED, 3), rng.sample(PLACES, 3)
     colors, own = rng.sample(COLORS, 3), pick(rng, OWNS)
     with_places = rng.random() < 0.5
     sentences = [
         f"{names[i]} {own} a {things[i]} in the {places[i]}."
         if with_places
-        else f"{names[i]} {own} a {colors[i]} {things[i]}."
+        else f"{names[i]} {own} {_article(colors[i])} {things[i]}."
         for i in range(3)
     ]
     i = int(rng.random() * 3)
     bare = own.removesuffix("s") if own != "has" else "have"
     kind = int(rng.random() * 3)
     if kind == 0:
-        question, result = f"Who {own} a {things[i]}?", names[i]
+        question, of, asked = f"Who {own} a {things[i]}?", things, names
     elif kind == 1:
-        question, result = f"What does {names[i]} {bare}?", things[i]
+        question, of, asked = f"What does {names[i]} {bare}?", names, things
     elif with_places:
-        question, result = f"Where is the {things[i]}?", places[i]
+        question, of, asked = f"Where is the {things[i]}?", things, places
     else:
-        question, result = f"What color is the {things[i]}?", colors[i]
+        question, of, asked = f"What color is the {things[i]}?", things, colors
     return worked(
         {"text": " ".join(sentences), "question": question},
-        steps=[sentences[i]],
-        result=result,
+        steps=[", ".join(f"{of[j]} {asked[j]}" for j in range(3)), f"{of[i]} {asked[i]}"],
+        result=asked[i],
         key=" ".join(sentences),
     )
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _draw_sentiment(rng: random.Random) -> Draw:
@@ -153,9 +161,7 @@ def _draw_topic(rng: random.Random) -> Draw:
     topic = pick(rng, tuple(TOPICS))
     nouns, verbs = TOPICS[topic]
     a, b = rng.sample(nouns, 2)
-    text = pick(rng, TOPIC_TEXTS).format(
-        a=a, b=b, verb=pick(rng, verbs), name=pick(rng, NAMES), city=pick(rng, CITIES)
-    )
+    text = pick(rng, TOPIC_TEXTS).format(a=a, b=b, verb=pick(rng, verbs), name=pick(rng, NAMES), city=pick(rng, CITIES))
     options = list(TOPICS)
     rng.shuffle(options)
     return worked(
@@ -172,7 +178,7 @@ EXTRACT_JSON = instruction(
     phrasings=(
         '[Extract|Get|Pull] [name, age and city|the name, age and city] [from|out of] "{text}" as JSON.',
         '[Convert|Turn|Change] [the sentence|the text|] "{text}" [to|into] [JSON|a JSON object] with name, age '
-        'and city.',
+        "and city.",
         '[Write|Give|Return] a JSON object with [the keys|] name, age and city [for|from|about]: "{text}"',
         'What is the JSON [record|object] (name, age, city) [of|for|in] "{text}"?',
         '[Given|Take] the [text|sentence] "{text}"[,| and] [extract|return|write] name, age and city as JSON.',
@@ -243,9 +249,9 @@ READ_FACT = instruction(
         'Based on "{text}", what is the answer to the question "{question}"',
     ),
     frames=(
-        "{text} {question} {result}, because: {steps}",
-        "{text}\n{question} The text says: {steps} So it is {result}.",
-        "Text: {text}\n{question} {result}",
+        "{text} {question} {result}, because: {steps}.",
+        "{text}\n{question} In pairs: {steps}. So it is {result}.",
+        "Text: {text}\n{steps}\n{question} {result}",
     ),
 )
 
@@ -259,11 +265,11 @@ SENTIMENT = instruction(
         '[Decide|Determine|Say|Find out] [whether|if] "{text}" is positive or negative.',
         '[Given|Take] the [review|sentence|text] "{text}"[,| and] [say|decide] if it is positive or negative.',
         'The [review|text|sentence] is "{text}". [Positive or negative?|Is it positive or negative?|What is '
-        'the sentiment?]',
+        "the sentiment?]",
         '"{text}": [positive or negative?|good or bad feeling (positive or negative)?|sentiment?|classify the '
-        'sentiment.]',
+        "sentiment.]",
         'I have a [review|comment|text]: "{text}". [Is the writer happy (positive) or not (negative)?|Is it '
-        'positive or '
+        "positive or "
         "negative?]",
         '[Could|Can|Would] you [please |][classify|label] the sentiment of "{text}"?',
         '[Positive or negative|Sentiment]: "{text}"?',

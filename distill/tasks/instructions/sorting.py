@@ -141,13 +141,13 @@ SORT_WORDS = instruction(
     _draw_words,
     phrasings=(
         '[Sort|Order|Arrange|Please sort] the words "{items}" [alphabetically|by the alphabet|in alphabetical '
-        'order|from A '
+        "order|from A "
         "to Z].",
         '[Put|Write|List|Place] "{items}" in alphabetical order.',
         'What is "{items}" [in alphabetical order|sorted alphabetically|sorted from A to Z|sorted by the alphabet]?',
         '[Which|What] order do the words "{items}" have [in a dictionary|in the alphabet|alphabetically]?',
         '[Given|Take] the words "{items}"[,| and] [sort|order|arrange] them [alphabetically|from A to Z|by the '
-        'alphabet].',
+        "alphabet].",
         'The words are "{items}". [Sort them alphabetically.|List them in alphabetical order.|Order them from A to Z.]',
         '"{items}": [alphabetical order, please|sort from A to Z|sort by the alphabet].',
         'I have [a list of|some] words: "{items}". [What is the list|How do they stand] in alphabetical order?',
@@ -155,17 +155,17 @@ SORT_WORDS = instruction(
         '[Rank|Line up|Order] the words "{items}" [by their first letters|by the alphabet|as in a dictionary].',
         'How do the words "{items}" [look|stand] [in alphabetical order|when sorted from A to Z|in a dictionary]?',
         '[Sort|Arrange|Order] the list "{items}" [as in a dictionary|as in a phone book|by the letters of the '
-        'alphabet].',
+        "alphabet].",
         'If "{items}" are [sorted|ordered|arranged] [alphabetically|by the alphabet], what is the [order|list]?',
         '[Show|Give|Return|Tell me] the [list|words] "{items}" [in alphabetical order|sorted '
-        'alphabetically|from A to Z].',
+        "alphabetically|from A to Z].",
         'Alphabetical order of "{items}"?',
         'I want the words "{items}" [in alphabetical order|sorted from A to Z|ordered by the alphabet].',
         '[Make|Build] an alphabetical list [of|from|out of] "{items}".',
         'A dictionary [has|holds] the words "{items}". In which order [are they|do they stand]?',
         'A comes before B: [sort|order|arrange] "{items}" [that way|like that].',
         '[Students|Books] [are named|are called] "{items}". [List|Name|Sort] them [alphabetically|in '
-        'alphabetical order].',
+        "alphabetical order].",
         'Use the alphabet to [sort|order|arrange] the words "{items}".',
     ),
     held_out=(

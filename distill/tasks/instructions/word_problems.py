@@ -58,7 +58,7 @@ GAIN_LOSS = instruction(
         '[First|At first] "{name}" has {a} "{thing}". [Then|Next] {b} more [come|are added]. '
         "[Then|After that] {c} are [given away|lost|sold|taken away]. How many [are there now|are left]?",
         'How many "{thing}" does "{name}" have [left|now|in the end] after starting with {a}, '
-        '[getting|finding|buying] {b} '
+        "[getting|finding|buying] {b} "
         "more and [giving away|losing|selling] {c}?",
         'There are {a} "{thing}" [in a box|on a table|in a shop]. "{name}" [adds|brings|puts in] {b} more and '
         "[takes out|takes away|removes] {c}. How many [are there now|are left|remain]?",
@@ -69,17 +69,17 @@ GAIN_LOSS = instruction(
         'A friend gives "{name}" {b} "{thing}". Before that "{name}" had {a}. Now {c} are [lost|sold|given away]. '
         'How many does "{name}" have [left|now]?',
         '[Solve|Work out] this[ problem| word problem|]: "{name}" has {a} "{thing}", gets {b} more, then gives '
-        'away {c}. '
+        "away {c}. "
         "How many are left?",
         '"{thing}": "{name}" has {a}, [gets|buys|finds] {b}, [loses|sells|gives away] {c}. How many [now|are '
-        'left|remain]?',
+        "left|remain]?",
         '[Given that|If] "{name}" has {a} "{thing}", [gets|buys|finds] {b} more and [loses|sells|gives away] {c}, '
         "how many are left?",
         '[Find|Tell me|Calculate|Work out] how many "{thing}" "{name}" has [left|now|in the end]: {a} at '
-        'first, {b} more '
+        "first, {b} more "
         "[later|after that], {c} [given away|lost|sold].",
         'My friend "{name}" [collected|had] {a} "{thing}", then [found|got|bought] another {b}, but '
-        '[lost|sold|gave away] '
+        "[lost|sold|gave away] "
         "{c}. How many [remain|are left]?",
         '"{name}" [keeps|holds|owns] {a} "{thing}". After [getting|buying|finding] {b} more, "{name}" '
         "[gives {c} to a friend|gives {c} away|loses {c}|sells {c}]. How many [are left|remain]?",
@@ -95,17 +95,17 @@ GAIN_LOSS = instruction(
         "[losing|giving away] {c}.",
         'How many "{thing}" remain if "{name}" has {a}, [gets|buys|finds|receives] {b} more and [loses|sells] {c}?',
         'Count the "{thing}" of "{name}": {a} to start with, plus {b} [bought|found], minus {c} '
-        '[lost|sold|given away]. '
+        "[lost|sold|given away]. "
         "How many [now|are left]?",
     ),
     held_out=(
         '"{name}" had {a} "{thing}" at first, then bought {b} more and sold {c}. How many does "{name}" have '
-        'in the end?',
+        "in the end?",
         'How many "{thing}" are left if "{name}" starts with {a}, gets another {b} and gives {c} to a friend?',
         'A box holds {a} "{thing}". "{name}" puts in {b} more and takes away {c}. How many are in the box now?',
         'Work out how many "{thing}" remain: "{name}" has {a}, finds {b} more, then loses {c}.',
         'On Monday "{name}" has {a} "{thing}". On Tuesday {b} more are added and {c} are given away. How many '
-        'are there '
+        "are there "
         "now?",
     ),
     frames=(
@@ -137,11 +137,11 @@ CHANGE = instruction(
         '[Find|Work out|Calculate|Tell me] the change: "{name}" pays {money} dollars for {n} of "{thing}" at {price} '
         "dollars each.",
         'If a "{thing}" costs {price} dollars and "{name}" buys {n} of them with {money} dollars, [what|how '
-        'much] is the '
+        "much] is the "
         "change?",
         '{money} dollars, {n} of "{thing}", {price} dollars each: how much change does "{name}" get?',
         '"{name}" goes to the shop with {money} dollars and [buys|gets|takes] {n} of "{thing}" for {price} '
-        'dollars each. '
+        "dollars each. "
         "How [much|many dollars] [is left|are left|remain]?",
         'In a shop a "{thing}" is {price} dollars. "{name}" wants {n} and has {money} dollars. How much '
         "[will be left|is left|money remains]?",
@@ -149,38 +149,38 @@ CHANGE = instruction(
         '"{name}". '
         "[What is the change?|Find the change.|How much change is due?]",
         '"{name}" pays {money} dollars for {n} of "{thing}". [Each costs|One costs|The price of each is] '
-        '{price} dollars. '
+        "{price} dollars. "
         'How much [comes back|does "{name}" get back|is the change]?',
         'What change [does|will] "{name}" get from {money} dollars [when buying|after buying|for] {n} of "{thing}" at '
         "{price} dollars each?",
         '[Solve|Work out] this[ problem| word problem|]: {n} of "{thing}" at {price} dollars each are paid by "{name}" '
         "with {money} dollars. How much is the change?",
         'A "{thing}" costs {price} dollars. How much of {money} dollars [does "{name}" keep|has "{name}" left] '
-        'after buying '
+        "after buying "
         "{n}?",
         'Money of "{name}": {money} dollars. [Shopping|Bought]: {n} of "{thing}", {price} dollars each. '
         "[What|How much] is left?",
         '"{name}" [spends|uses] part of {money} dollars on {n} of "{thing}", {price} dollars each. How much '
         "[is left|remains]?",
         'My friend "{name}" had {money} dollars [at first |]and bought {n} of "{thing}" for {price} dollars '
-        'each. How much money '
+        "each. How much money "
         '[is left|does "{name}" have now|remains]?',
         'Please [tell|help] "{name}": what is the change from {money} dollars for {n} of "{thing}" at {price} '
-        'dollars each?',
+        "dollars each?",
         'After buying {n} of "{thing}" for {price} dollars each, how much of the {money} dollars does "{name}" '
         "[keep|have left|still have]?",
     ),
     held_out=(
         'A "{thing}" costs {price} dollars. "{name}" pays for {n} with {money} dollars. How much does "{name}" '
-        'get back?',
+        "get back?",
         'How much money does "{name}" have left after the shop, with {money} dollars at first and {n} of '
         '"{thing}" bought '
         "at {price} dollars each?",
         '"{name}" had {money} dollars. Then "{name}" buys {n} of "{thing}", each for {price} dollars. What remains?',
         'Work out how much change is due: {n} of "{thing}", {price} dollars each, paid by "{name}" with '
-        '{money} dollars.',
+        "{money} dollars.",
         'If "{name}" has {money} dollars and takes {n} of "{thing}" at a price of {price} dollars each, how '
-        'much money is '
+        "much money is "
         "left?",
     ),
     frames=(

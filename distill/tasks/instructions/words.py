@@ -14,9 +14,7 @@ LETTERS = "abcdefghiklmnoprstuvwy"
 def _draw_reverse(rng: random.Random) -> Draw:
     word = pick(rng, SPELLABLE)
     backwards = word[::-1]
-    return worked(
-        {"word": word}, steps=[f"{spelled(word)} -> {spelled(backwards)}"], result=backwards, key=word
-    )
+    return worked({"word": word}, steps=[f"{spelled(word)} -> {spelled(backwards)}"], result=backwards, key=word)
 
 
 def count_steps(word: str, letter: str) -> str:
@@ -98,7 +96,7 @@ REVERSE = instruction(
         '[Put|Write|Give] the letters of "{word}" in [reverse|backward|the opposite] order.',
         '[Start|Begin] with the last letter of "{word}" and [write|spell|go] to the first.',
         'Read "{word}" from [right to left|the end to the start|the last letter to the first]. What [do you '
-        'get|does it say]?',
+        "get|does it say]?",
         'If you [read|spell|write] "{word}" from [the end|right to left|the last letter], what do you get?',
         '[Show|Tell] me "{word}" [backwards|reversed|in reverse|with its letters in reverse order].',
         'I want to see the word "{word}" [reversed|backwards|in reverse].',
@@ -181,11 +179,11 @@ UPPERCASE = instruction(
         'I have the [text|words] "{text}". What does it look like in [capitals|uppercase|capital letters]?',
         '[Could|Can|Would] you [please |]write "{text}" in [uppercase|capitals|capital letters][ for me|]?',
         '[Given|Take] the [text|words] "{text}"[,| and] [return|give|write] [it|them] in '
-        '[uppercase|capitals|upper case].',
+        "[uppercase|capitals|upper case].",
         '[Replace|Change] the small letters [of|in] "{text}" [by|into|to|with] capital letters.',
         '[Show|Give] me [the words |the text |]"{text}" with [every letter|all letters|all of its letters] '
-        '[capitalized|in upper '
-        'case|as capitals].',
+        "[capitalized|in upper "
+        "case|as capitals].",
         'Shout "{text}": write [it|everything] in capital letters.',
         'I want "{text}" in [all capitals|capital letters only|uppercase letters].',
         'Uppercase [form|version] of "{text}"?',
@@ -194,7 +192,7 @@ UPPERCASE = instruction(
         '[Find|Give|Return|Produce] the uppercase [version|form] of "{text}".',
         'No small letters: [write|type] "{text}" [again |]in capitals.',
         'How does "{text}" look [in upper case|when typed in capitals|with all letters big|in capital '
-        'letters|as capitals]?',
+        "letters|as capitals]?",
         'Rewrite "{text}" [so that|such that] [every letter is|all letters are] [a capital|capitals|uppercase|big].',
     ),
     held_out=(
@@ -229,7 +227,7 @@ REPLACE = instruction(
         '[Could|Can|Would] you [please |]replace [every|the letter] "{old}" by "{new}" in "{word}"[ for me|]?',
         'How [is|do you spell] "{word}" [spelled |written |][when|if] "{old}" is replaced by "{new}"?',
         'I have the word "{word}" and [want|need] "{new}" [instead of|in place of] "{old}". What [is it '
-        'then|does it look '
+        "then|does it look "
         "like|is the new word]?",
         '[Go through|Look at] "{word}" and [change|replace] each "{old}" [to|with] "{new}".',
         '[Swap|Exchange] [the letter |]"{old}" for "{new}" in [the word |]"{word}".',
@@ -264,7 +262,7 @@ JOIN = instruction(
         '[Put|Write|Place|Insert] "{sep}" between the words "{words}".',
         'What [do you get|is the result|string results] [if|when] [you join|one joins|joining] "{words}" with "{sep}"?',
         '[Glue|Join|Combine|Connect|Link] "{words}" [together |into one string |]with "{sep}" [between them|in '
-        'between].',
+        "between].",
         '[Given|Take] the words "{words}"[,| and] [join|connect|combine] them with "{sep}".',
         'The words are "{words}". [Join them with|Connect them by|Put between them] "{sep}".',
         '"{words}": join [with|using] "{sep}".',
@@ -272,7 +270,7 @@ JOIN = instruction(
         '[Could|Can|Would] you [please |][join|connect] "{words}" with "{sep}"[ for me|]?',
         '[Use|Take] "{sep}" [to join|as the separator for|to connect|to link] "{words}".',
         '[Make|Build|Create|Produce] one string [from|of|out of] "{words}", [separated by|with the '
-        'separator|joined by] '
+        "separator|joined by] "
         '"{sep}".',
         'Separator: "{sep}". Words: "{words}". [Join them.|What is the joined string?]',
         '[Replace|Change] [the commas|each comma and space] in "{words}" [by|with|to] "{sep}".',
@@ -280,7 +278,7 @@ JOIN = instruction(
         '[Show|Tell|Give] me the words "{words}" joined [with|by] "{sep}".',
         'With "{sep}" as the separator, what [do you get from|is the joined string of] "{words}"?',
         '[Write|Type] the list "{words}" as one string[,| and] [using|with] "{sep}" between [words|the '
-        'items|the words].',
+        "items|the words].",
         'Join [the list|the items|all the words of] "{words}" into one string, using "{sep}".',
         '[Turn|Change] "{words}" into one string [joined|connected|linked] with "{sep}".',
         'Between [each two|all] words of "{words}"[,| please] [put|write|place] "{sep}" and no spaces.',

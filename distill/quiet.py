@@ -1,4 +1,4 @@
-"""What third parties may not say on the user's terminal while a student trains. Errors still raise."""
+"""What third parties may not say on the user's terminal. Errors still raise."""
 
 from __future__ import annotations
 
