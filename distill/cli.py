@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -11,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
-from distill.errors import EXIT_BAD_RECIPE, EXIT_FAILURE, DistillError
+from distill.errors import EXIT_BAD_RECIPE, EXIT_FAILURE, DistillError, RecipeError, system_trouble
 
 if TYPE_CHECKING:
     from distill.recipe.schema import Recipe
@@ -30,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_INTERRUPTED = 128 + signal.SIGINT
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe's YAML file")]
@@ -146,10 +146,10 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one; default 8000")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="variable with the key that clients must send")] = None,
     model_name: Annotated[str | None, typer.Option(help="name under /v1/models; default the target")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="auto: as stored")] = "auto",
+    dtype: Annotated[Dtype | None, typer.Option(help="default: the recipe's, else as stored")] = None,
     device: Annotated[Device, typer.Option()] = "auto",
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
-    kv_gib: Annotated[float | None, typer.Option(help="memory for the KV cache, in GiB")] = None,
+    kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="stop when the parent process ends")
@@ -164,28 +164,42 @@ def serve(
         loaded, run = _load(Path(target), overrides)
         settings = loaded.serve
         variants = run.variants()
+        if not variants:
+            raise DistillError(
+                f"{target} makes no model to serve", remedy="name a model folder, or a recipe that trains"
+            )
         chosen = variant or list(variants)[-1]
         if chosen not in variants:
             raise DistillError(f"no variant '{chosen}'", remedy=f"one of {', '.join(variants)}")
+        if chosen != "teacher" and not variants[chosen].is_dir():
+            raise DistillError(
+                f"{chosen} is not made yet: no folder {variants[chosen]}",
+                remedy=f"`distill run {target}` first, or another --variant",
+            )
         path, name = str(variants[chosen]), model_name or chosen
+    elif variant is not None or overrides:
+        raise DistillError("--variant and overrides go with a recipe", remedy="name a recipe instead of a model")
     key_variable = api_key_env or settings.api_key_env
     key = os.environ.get(key_variable) if key_variable else None
     if key_variable and not key:
         raise DistillError(f"the environment variable {key_variable} is not set", remedy="set it to the key to ask for")
-    serve_model(
-        path,
-        host=host or settings.host,
-        port=settings.port if port is None else port,
-        api_key=key,
-        model_name=name,
-        dtype=dtype,
-        device=device,
-        settings=settings.model_copy(
-            update={"max_batch": max_batch or settings.max_batch, "kv_gib": kv_gib or settings.kv_gib}
-        ),
-        ready_file=ready_file,
-        die_with_parent=die_with_parent,
-    )
+    try:
+        serve_model(
+            path,
+            host=host or settings.host,
+            port=settings.port if port is None else port,
+            api_key=key,
+            model_name=name,
+            dtype=dtype or settings.dtype,
+            device=device,
+            settings=settings.model_copy(
+                update={"max_batch": max_batch or settings.max_batch, "kv_gib": kv_gib or settings.kv_gib}
+            ),
+            ready_file=ready_file,
+            die_with_parent=die_with_parent,
+        )
+    except KeyboardInterrupt:  # how a server is meant to end
+        typer.echo("stopped", err=True)
 
 
 @app.command()
@@ -262,7 +276,6 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
 ) -> None:
     """Validate recipes; every mistake is listed as file:line:col. Exit code 2 if there is one."""
-    from distill.errors import RecipeError
     from distill.recipe.load import load_recipe
     from distill.recipe.schema import Recipe
 
@@ -303,20 +316,28 @@ def _terminate(_signal: int, _frame: object) -> None:
 
 def main() -> None:
     """Entry point: user errors are one message and an exit code, never a traceback."""
+    # Idle OpenMP threads that spin take the cores from whoever else needs them (the embedded teacher, its client): with
+    # a second busy process on 2 cores, training ran at a seventh of its speed. Read when torch loads, hence this early.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except DistillError as error:
-        typer.echo(f"error: {error}" if "\n" not in str(error) else str(error), err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on where it was", err=True)
-        sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        _fail(error)
+    except SystemExit as done:
+        if done.code == _INTERRUPTED:  # so typer ends on Ctrl-C, and says nothing
+            typer.echo("interrupted; the same command goes on where it was", err=True)
+        raise
+    except Exception as error:
+        trouble = system_trouble(error)
+        if trouble is None:
             raise
-        typer.echo(f"error: the disk is full ({error.filename or 'while writing'}) -> free room, run again", err=True)
-        sys.exit(EXIT_FAILURE)
+        _fail(trouble)
+
+
+def _fail(error: DistillError) -> NoReturn:
+    typer.echo(str(error) if isinstance(error, RecipeError) else f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

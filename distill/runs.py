@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.errors import DistillError
+from distill.errors import DistillError, system_trouble
 from distill.recipe.schema import Recipe
 
 MANIFEST = "manifest.json"
@@ -88,9 +88,11 @@ class StageFolder:
         return manifest
 
     def is_done(self, inputs: Mapping[str, str]) -> bool:
-        """True iff the stage finished with exactly these inputs."""
+        """True iff the stage finished with exactly these inputs, and nobody took away what it made."""
         manifest = self.manifest()
-        return manifest is not None and manifest.inputs == dict(inputs)
+        if manifest is None or manifest.inputs != dict(inputs):
+            return False
+        return all((self.path / name).is_file() for name in manifest.outputs)
 
     def begin(self, inputs: Mapping[str, str]) -> None:
         """Make the folder ready: keep unfinished work of the same inputs, clear anything else."""
@@ -100,6 +102,8 @@ class StageFolder:
             if not same or (self.path / MANIFEST).exists():
                 shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        for left_over in self.path.glob(".*.tmp"):  # of a process that was killed while writing
+            left_over.unlink()
         write_atomically(begun, canonical_json(dict(inputs)))
         self._started_at = time.time()
 
@@ -190,7 +194,15 @@ class Run:
             handle.truncate()
             handle.write(f"process {os.getpid()}")
             handle.flush()
-            yield
+            try:
+                yield
+            except DistillError:
+                raise
+            except Exception as error:
+                trouble = system_trouble(error, self.path)
+                if trouble is None:
+                    raise
+                raise trouble from error
 
 
 def canonical_json(value: Any) -> str:
@@ -233,11 +245,17 @@ def path_digest(path: str | Path) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write, fsync and rename, so that a reader sees the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # write() does not say what it was writing
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

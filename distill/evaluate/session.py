@@ -76,7 +76,8 @@ class Session:
         """Accuracy metrics, and the seconds that the answers took (verdicts not counted)."""
         started = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        silent = not self._console.is_terminal  # in a log file a bar is no more than an empty line
+        with Progress(*columns, console=self._console, transient=True, disable=silent) as progress:
             bar = progress.add_task(f"evaluate {name}", total=len(self._tasks))
             answers = answer_all(
                 model,

@@ -20,7 +20,10 @@ def show(console: Console, job: AnyJob, finished: Finished, rows: list[Row], cli
     table = Table(title=f"{job.name}: first {finished.funnel.prompts} prompts", show_lines=True, expand=True)
     columns = ("prompt", "chosen", "rejected") if job.kind == "preference" else ("prompt", "answer", "verdict")
     for column in columns:
-        table.add_column(column, ratio=1 if column == "verdict" else 4, overflow="fold")
+        if column == "verdict":
+            table.add_column(column, min_width=len(column), max_width=20, overflow="fold")
+        else:
+            table.add_column(column, ratio=1, overflow="fold")
     for row in rows:
         table.add_row(*(_short(text) for text in _cells(row)))
     console.print(table)

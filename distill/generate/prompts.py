@@ -116,7 +116,9 @@ def _read_parquet(path: Path) -> tuple[Iterator[Mapping[str, Any]], int]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from None
+        raise DataError(
+            f"{path} is not a readable Parquet file: {error}", remedy="mend prompts.path, or make the file again"
+        ) from None
     return (row for batch in file.iter_batches(1024) for row in batch.to_pylist()), file.metadata.num_rows
 
 

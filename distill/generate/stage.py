@@ -31,6 +31,8 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
     `base_url()` says where the teacher is (it starts an embedded one), or None: then the recipe or the environment
     does. Raises PartialError at the end where requests failed; what was answered is written and kept.
     """
+    if not recipe.generate:
+        raise DistillError("the recipe has nothing to generate", remedy="add a 'generate' section")
     if rows is not None:
         with Ledger(run.ledger_path) as ledger:
             for job in recipe.generate:
@@ -49,8 +51,6 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
     with Ledger(run.ledger_path) as ledger:
         for job, folder, inputs in todo:
             folder.begin(inputs)
-            for left_over in folder.path.glob(".*.tmp"):  # of a process that was killed while writing
-                left_over.unlink()
             finished = asyncio.run(_make(recipe, job, folder, inputs, ledger, base_url(), console))
             partial += [f"{job.name}: {shortfall}" for shortfall in _shortfalls(finished)]
     if partial:

@@ -43,6 +43,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if quantized:
         options["device_map"] = {"": place}
+    if quantized == "bitsandbytes":
+        _hush_int8()
     with _quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -192,16 +194,30 @@ def _remedy(error: BaseException) -> str:
     return "check the path, that the download is whole, and that this transformers version knows the architecture"
 
 
+def _no_news(record: logging.LogRecord) -> bool:
+    """bitsandbytes says before every product of an int8 model that it computes in float16, as LLM.int8() does."""
+    return "inputs will be cast" not in str(record.msg)
+
+
+def _hush_int8() -> None:
+    """For good: the line comes from the model's forward, wherever that is called."""
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_news)  # the same filter is added once
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """No loading bars and advice on the user's terminal; errors still raise."""
     before = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
+    quantizer = logging.getLogger("bitsandbytes")  # imported with the first model it quantized, and then speaks
+    quantizer_level = quantizer.level
+    quantizer.setLevel(logging.ERROR)
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        quantizer.setLevel(quantizer_level)
         transformers_logging.set_verbosity(before)
         if bars:
             transformers_logging.enable_progress_bar()

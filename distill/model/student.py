@@ -53,14 +53,18 @@ def make_student(
     kv_heads: int | None,
     out: Path,
     dtype: DtypeName,
+    chat_template: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Made:
     """Write the model at `model_path` with `layers` decoder layers and `kv_heads` key/value heads to the folder `out`.
 
-    None keeps what there is. Weights are stored in `dtype`, with tokenizer and chat template. Raises CheckpointError
+    None keeps what there is. Weights are stored in `dtype`, with tokenizer and chat template (the Jinja file
+    `chat_template`, else the tokenizer's own). Raises CheckpointError
     for a model that does not load, DistillError for numbers that do not fit it.
     """
     tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(chat_template))
     require_chat_template(tokenizer, model_path)
     model = load_model(model_path, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     config = model.config
@@ -89,6 +93,13 @@ def make_student(
         kv_bytes_per_token=2 * len(keep) * wanted * before.head_size * element,
         kv_bytes_per_token_before=2 * before.layers * before.kv_heads * before.head_size * element,
     )
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"no chat template at {path}: {error}", remedy="mend student.chat_template") from None
 
 
 def evenly_spaced(total: int, keep: int) -> list[int]:

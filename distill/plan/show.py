@@ -125,7 +125,7 @@ def _hours(value: float | None) -> str:
 def _serving_table(rows: Sequence[dict[str, Any]], gpu: dict[str, Any], context: int) -> Table:
     table = _table(
         f"serve: {gpu['name']}, {gpu['memory'] / 1e9:.0f} GB, contexts of {context:,} tokens",
-        *("variant", "parameters", "weights", "KV a token", "KV a sequence", "max batch", "KV in all", "rest"),
+        *("variant", "params", "weights", "KV/token", "KV/seq.", "max batch", "KV in all", "rest"),
     )
     for row in rows:
         table.add_row(

@@ -15,7 +15,7 @@ Isolation = Literal["bubblewrap", "none"]
 class TaskPrompts(Section):
     """Prompts drawn from the verifiable task families (`distill.tasks`), so that answers can be checked."""
 
-    source: Literal["tasks"] = "tasks"
+    source: Literal["tasks"]
     kinds: tuple[TaskKind, ...] = Field(default=("instruction",), min_length=1)
     families: tuple[str, ...] | None = None
     count: int = Field(ge=1)

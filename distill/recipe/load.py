@@ -46,9 +46,11 @@ def _read(path: Path) -> CommentedMap:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        raise RecipeError([f"{path}: no such file{_did_you_mean(near)}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read: {error}"]) from None
+        raise RecipeError([f"{path}: no such file{_did_you_mean(near) or '; mend the path'}"]) from None
+    except OSError as error:
+        raise RecipeError([f"{path}: cannot be read: {error.strerror}; name a recipe's YAML file"]) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{path}: not UTF-8 text: {error}; name a recipe's YAML file"]) from None
     try:
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:

@@ -38,7 +38,9 @@ class OpenAITeacher(TeacherCommon):
 
     kind: Literal["openai"] = "openai"
     model: str
-    base_url: str | None = Field(default=None, description="null: OPENAI_BASE_URL, else the public API")
+    base_url: str | None = Field(
+        default=None, pattern=r"^https?://\S+$", description="null: OPENAI_BASE_URL, else the public API"
+    )
     api_key_env: str = Field(default="OPENAI_API_KEY", description="name of the variable that holds the key")
 
 
@@ -83,5 +85,6 @@ class Student(Section):
     scratch: Scratch | None = Field(default=None, description="instead of model: random weights of this shape")
     layers: int | None = Field(default=None, ge=1, description="keep this many decoder layers (depth pruning)")
     kv_heads: int | None = Field(default=None, ge=1, description="mean-pool key/value heads to this many (GQA)")
+    chat_template: str | None = Field(default=None, description="Jinja file; null: the tokenizer's own")
     dtype: Dtype = "bfloat16"
     trust_remote_code: bool = False

@@ -65,8 +65,9 @@ def _wait(child: subprocess.Popen[bytes], ready: Path, log_path: Path, timeout_s
     while time.monotonic() < deadline:
         code = child.poll()
         if code is not None:
+            reason, _, remedy = _tail(log_path).removeprefix("error: ").partition(" -> ")
             raise DistillError(
-                f"the embedded server ended with code {code}: {_tail(log_path)}", remedy=f"see {log_path}"
+                f"the embedded server ended with code {code}: {reason}", remedy=remedy or f"see {log_path}"
             )
         if ready.exists():
             announced = json.loads(ready.read_text())

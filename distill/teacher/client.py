@@ -232,7 +232,9 @@ class TeacherClient:
             raise error
         if helpless or self._failures_in_a_row >= FAILURES_IN_A_ROW:
             count = self._failures_in_a_row
-            message = f"stopped after {count} failed request{'s' if count > 1 else ''} in a row: {error.message}"
+            message = (
+                error.message if count == 1 else f"stopped after {count} failed requests in a row: {error.message}"
+            )
             remedy = f"{error.remedy or 'see to the teacher'}; run again to go on where it stopped"
             self.stop(TeacherError(message, remedy=remedy, retryable=error.retryable, status=error.status))
         permanent = not error.retryable

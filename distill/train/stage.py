@@ -42,6 +42,8 @@ def _student_base(recipe: Recipe, student: Student, run: Run, processes: Process
         return
     folder = run.stage("train", STUDENT_BASE)
     inputs = {"student": digest_of(student.model_dump(mode="json")), "weights": path_digest(student.model)}
+    if student.chat_template is not None:
+        inputs["chat_template"] = path_digest(student.chat_template)
     if processes.agree(folder.is_done(inputs)):
         if processes.is_first:
             console.print(f"{STUDENT_BASE}: done before")
@@ -58,6 +60,7 @@ def _student_base(recipe: Recipe, student: Student, run: Run, processes: Process
                 kv_heads=student.kv_heads,
                 out=folder.path / "model",
                 dtype=student.dtype,
+                chat_template=student.chat_template,
                 trust_remote_code=student.trust_remote_code,
             )
         folder.finish(recipe, inputs, metrics=made.as_metrics())

@@ -83,7 +83,7 @@ def test_missing_and_corrupt_files(tmp_path: Path) -> None:
 
 
 def test_tasks_carry_their_verifier() -> None:
-    section = TaskPrompts(kinds=("instruction", "code"), count=40, seed=5)
+    section = TaskPrompts(source="tasks", kinds=("instruction", "code"), count=40, seed=5)
     source = open_prompts(section, None)
     prompts = list(source.prompts)
     assert source.total == len(prompts) == 40

@@ -73,7 +73,8 @@ def test_other_answers(server: str) -> None:
     assert "does not list" in check_teacher(_teacher(f"{server}/v1", "other"), {"MY_KEY": KEY}).detail
     assert check_teacher(_teacher(f"{server}/v2"), {"MY_KEY": KEY}).status == "warn"
     assert "302" in check_teacher(_teacher(f"{server}/moved"), {"MY_KEY": KEY}).detail
-    assert "not a URL" in check_teacher(_teacher("localhost:8000"), {}).detail
+    with pytest.raises(ValueError, match="base_url"):
+        _teacher("localhost:8000")
     gone = check_teacher(_teacher("http://127.0.0.1:9"), {})
     assert gone.status == "fail" and "cannot be reached" in gone.detail
 
@@ -101,7 +102,7 @@ def _no_sandbox(_isolation: str) -> None:
 
 def test_sandbox_is_required_only_where_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_available", _no_sandbox)
-    job = CodeJob(name="c", kind="code", prompts=TaskPrompts(kinds=("code",), count=1))
+    job = CodeJob(name="c", kind="code", prompts=TaskPrompts(source="tasks", kinds=("code",), count=1))
     recipe = Recipe(name="r", output_dir=str(tmp_path), teacher=EmbeddedTeacher(model=str(tmp_path)), generate=(job,))
     found = _findings(recipe, monkeypatch)["bubblewrap"]
     assert found.status == "fail" and "No permissions" in found.detail and found.remedy == "allow user namespaces"

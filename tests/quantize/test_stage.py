@@ -14,7 +14,7 @@ from rich.console import Console
 
 from distill.errors import CheckpointError, DataError, DistillError
 from distill.model.load import load_model, load_tokenizer
-from distill.quantize import stage
+from distill.quantize import checkpoint, stage
 from distill.recipe.quantize import Calibration
 from distill.recipe.schema import Recipe
 from distill.records import INSTRUCTION, PREFERENCE, write_parquet
@@ -131,7 +131,7 @@ def test_calibration_rows_are_spread_over_the_dataset(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     rows = [{"messages": [{"role": "user", "content": f"w{3 + index}"}]} for index in range(40)]
     write_parquet(tmp_path / "data.parquet", rows, INSTRUCTION)
-    batches = stage.calibration_batches(tokenizer, tmp_path, tmp_path / "data.parquet", Calibration(rows=4))
+    batches = checkpoint.calibration_batches(tokenizer, tmp_path, tmp_path / "data.parquet", Calibration(rows=4))
     words = sorted(int(row[1]) for batch in batches for row in batch.input_ids)
     assert words == [3, 13, 23, 33]
 
@@ -140,18 +140,18 @@ def test_preference_rows_calibrate_on_what_was_chosen(tmp_path: Path) -> None:
     words = {"prompt": "w5", "chosen": "w6", "rejected": "w7"}
     row = {key: [{"role": "user", "content": word}] for key, word in words.items()}
     write_parquet(tmp_path / "data.parquet", [row], PREFERENCE)
-    (batch,) = stage.calibration_batches(tiny_tokenizer(), tmp_path, tmp_path / "data.parquet", Calibration())
+    (batch,) = checkpoint.calibration_batches(tiny_tokenizer(), tmp_path, tmp_path / "data.parquet", Calibration())
     assert batch.input_ids.tolist() == [[1, 5, 2, 1, 6, 2]]
 
 
 def test_bad_calibration_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data.parquet"
     with pytest.raises(DataError, match="no dataset"):
-        stage.calibration_batches(tiny_tokenizer(), tmp_path, data, Calibration())
+        checkpoint.calibration_batches(tiny_tokenizer(), tmp_path, data, Calibration())
     write_parquet(data, [], INSTRUCTION)
     with pytest.raises(DataError, match="no rows"):
-        stage.calibration_batches(tiny_tokenizer(), tmp_path, data, Calibration())
+        checkpoint.calibration_batches(tiny_tokenizer(), tmp_path, data, Calibration())
     silent = tiny_tokenizer()
     silent.chat_template = None
     with pytest.raises(CheckpointError, match="chat template"):
-        stage.calibration_batches(silent, tmp_path, data, Calibration())
+        checkpoint.calibration_batches(silent, tmp_path, data, Calibration())

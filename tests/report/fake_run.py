@@ -37,7 +37,7 @@ SPEED = {"teacher": 410.0, "nf4": 300.0, "int8": 260.0, "gptq": 520.0, "awq": 50
 
 
 def recipe_of(folder: Path) -> Recipe:
-    tasks = TaskPrompts(count=4000, kinds=("instruction",))
+    tasks = TaskPrompts(source="tasks", count=4000, kinds=("instruction",))
     return Recipe(
         name="demo",
         output_dir=str(folder),
@@ -45,7 +45,7 @@ def recipe_of(folder: Path) -> Recipe:
         student=Student(model="data/student-base"),
         generate=(
             InstructionJob(name="instruct", kind="instruction", prompts=tasks),
-            CodeJob(name="code", kind="code", prompts=TaskPrompts(count=2500, kinds=("code",))),
+            CodeJob(name="code", kind="code", prompts=TaskPrompts(source="tasks", count=2500, kinds=("code",))),
             PreferenceJob(name="prefer", kind="preference", prompts=tasks),
         ),
         train=(

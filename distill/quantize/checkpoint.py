@@ -1,0 +1,138 @@
+"""One checkpoint into another, quantized: by bitsandbytes, or from calibration rows by GPTQ and AWQ."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.errors import DataError, DistillError
+from distill.model.chat import render
+from distill.model.load import load_model, load_tokenizer, require_chat_template
+from distill.quantize.bnb import dequantized_weights, load_int8, load_nf4
+from distill.quantize.calibrate import Batch, pad_batches
+from distill.quantize.export import quantized_bits_per_weight, save_packed, weight_bytes
+from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
+from distill.quiet import quiet
+from distill.recipe.quantize import Awq, Calibration, Int8, Nf4, Quantizer
+from distill.recipe.quantize import Gptq as GptqEntry
+from distill.records import Message, read_parquet
+
+Metrics = dict[str, Any]
+
+
+def quantize_checkpoint(
+    entry: Quantizer, source: Path, target: Path, *, data: Path | None, console: Console
+) -> Metrics:
+    """Quantize the checkpoint `source` into the folder `target`; `data` holds the calibration rows of GPTQ and AWQ."""
+    started = time.monotonic()
+    tokenizer = load_tokenizer(source)
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        if isinstance(entry, Nf4 | Int8):
+            metrics = _bitsandbytes(entry, source, target)
+        else:
+            assert data is not None
+            batches = calibration_batches(tokenizer, source, data, entry.calibration)
+            metrics = _calibrated(entry, source, target, batches, console)
+        tokenizer.save_pretrained(target)
+    except (OSError, SafetensorError) as error:
+        raise DistillError(f"{target} cannot be written: {error}", remedy="free disk space and run again") from error
+    return {
+        "method": entry.method,
+        "weight_bytes_before": weight_bytes(source),
+        "weight_bytes": weight_bytes(target),
+        "bits_per_weight": quantized_bits_per_weight(source, target),
+        "quantize_seconds": time.monotonic() - started,
+        **metrics,
+    }
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def calibration_batches(
+    tokenizer: PreTrainedTokenizerBase, source: Path, data: Path, calibration: Calibration
+) -> list[Batch]:
+    """Rows spread evenly over a dataset as token batches, rendered by the model's own chat template."""
+    require_chat_template(tokenizer, source)
+    everything = read_parquet(data)
+    if not everything:
+        raise DataError(f"{data} has no rows to calibrate on", remedy="name another dataset as calibration.data")
+    rows = everything[:: max(1, len(everything) // calibration.rows)][: calibration.rows]
+    token_rows = [render(tokenizer, _messages(row, data), add_generation_prompt=False) for row in rows]
+    return pad_batches(token_rows, max_length=calibration.max_length)
+
+
+def _messages(row: dict[str, Any], data: Path) -> list[Message]:
+    """The chat of an instruction or code row, or the chosen one of a preference row."""
+    if "messages" in row:
+        messages: list[Message] = row["messages"]
+    elif "prompt" in row and "chosen" in row:
+        messages = [*row["prompt"], *row["chosen"]]
+    else:
+        raise DataError(f"{data} has neither messages nor prompt and chosen; it has {', '.join(row)}")
+    return messages
+
+
+def _bitsandbytes(entry: Nf4 | Int8, source: Path, target: Path) -> Metrics:
+    if isinstance(entry, Nf4):
+        model = load_nf4(source, double_quant=entry.double_quant, device=_device())
+    else:
+        model = load_int8(source, outlier_threshold=entry.outlier_threshold, device=_device())
+    with quiet():
+        model.save_pretrained(target)
+    errors = _weight_errors(source, dequantized_weights(model))
+    linears = [{"name": name, "weight_error": error} for name, error in errors.items()]
+    return {"weight_error": statistics.fmean(errors.values()), "linears": linears}
+
+
+def _weight_errors(source: Path, rounded: dict[str, Tensor]) -> dict[str, float]:
+    """||W - Q|| / ||W|| of each quantized weight against the checkpoint it came from."""
+    errors: dict[str, float] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118 - no mapping, it only has keys()
+                if key in rounded:
+                    original, weight = handle.get_tensor(key).float(), rounded[key].float().cpu()
+                    errors[key.removesuffix(".weight")] = float((original - weight).norm() / original.norm())
+    if not errors:
+        raise DistillError(f"bitsandbytes quantized nothing in {source}", remedy="use method gptq or awq")
+    return errors
+
+
+def _calibrated(entry: GptqEntry | Awq, source: Path, target: Path, batches: list[Batch], console: Console) -> Metrics:
+    model: PreTrainedModel = load_model(source, device="auto")
+    with console.status(f"quantize-{entry.name}") as status:
+        quantized = quantize_model(
+            model,
+            batches,
+            settings_of(entry),
+            progress=lambda done, total: status.update(f"quantize-{entry.name}: layer {done} of {total}"),
+        )
+    act_order = isinstance(entry, GptqEntry) and entry.act_order
+    save_packed(model, quantized.linears, target, act_order=act_order)
+    return {
+        "output_error": statistics.fmean(report.output_error for report in quantized.reports),
+        "rtn_output_error": statistics.fmean(report.rtn_output_error for report in quantized.reports),
+        "calibration_tokens": sum(int(batch.mask.sum()) for batch in batches),
+        "linears": [asdict(report) for report in quantized.reports],
+    }
+
+
+def settings_of(entry: GptqEntry | Awq) -> WeightSettings:
+    """What a recipe's entry asks of `quantize_model`."""
+    if isinstance(entry, GptqEntry):
+        rounding = Gptq(damping=entry.damping, act_order=entry.act_order)
+        return WeightSettings(rounding, entry.bits, entry.group_size, entry.symmetric)
+    return WeightSettings(Nearest(clip=True), entry.bits, entry.group_size, entry.symmetric, scaling_points=entry.grid)
