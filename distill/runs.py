@@ -232,12 +232,13 @@ def file_digest(path: Path) -> str:
 
 
 def path_digest(path: str | Path) -> str:
-    """Digest of a file or of a folder's files; of the name itself where it is no local path (a hub id)."""
+    """Digest of a file or of a folder's files without its card; of the name where it is no local path (a hub id)."""
     path = Path(path)
     if path.is_file():
         return file_digest(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, _BEGUN))
+        apart = (MANIFEST, _BEGUN, "README.md")
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in apart)
         return digest_of({str(p.relative_to(path)): file_digest(p) for p in files})
     return digest_of(str(path))
 

@@ -156,7 +156,7 @@ def requests_received(url: str) -> int:
     """Requests that the server got, by its own count."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics") as answer:
         text = answer.read().decode()
-    found = re.search(r"^\S*requests_received\S* (\d+)", text, re.MULTILINE)
+    found = re.search(r"^distill_requests_total (\d+)", text, re.MULTILINE)
     assert found is not None, text
     return int(found[1])
 

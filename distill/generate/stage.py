@@ -138,7 +138,8 @@ def _shortfalls(finished: Finished) -> list[str]:
     funnel, total = finished.funnel, finished.total_prompts
     found = []
     if funnel.failed:
-        found.append(f"{funnel.failed:,} requests failed ({funnel.prompts:,} prompts)")
+        requests = "request" if funnel.failed == 1 else "requests"
+        found.append(f"{funnel.failed:,} {requests} failed ({funnel.prompts:,} prompts)")
     if total is not None and funnel.prompts < total:
         found.append(f"only {funnel.prompts:,} of {total:,} prompts could be had")
     return found
