@@ -112,6 +112,7 @@ def _start_wandb(
 ) -> wandb.Run:
     # Set before the import, which reads it: wandb reports its own errors to its makers unless told not to.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # else it advertises another package of its makers
     import wandb
 
     settings = wandb.Settings(
