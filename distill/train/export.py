@@ -60,3 +60,6 @@ def _save(model: PreTrainedModel, state: dict[str, Tensor], out: Path, dtype: Dt
     model.config.dtype = target
     model.config.use_cache = True
     model.save_pretrained(str(out), state_dict={name: cast[tensor.data_ptr()] for name, tensor in state.items()})
+    # save_pretrained notes the type of the live weights; readers (and their KV cache) go by what is on disk.
+    model.config.dtype = target
+    model.config.save_pretrained(str(out))
