@@ -317,8 +317,8 @@ def _terminate(_signal: int, _frame: object) -> None:
 def main() -> None:
     """Entry point: user errors are one message and an exit code, never a traceback."""
     # OpenMP threads that wait for each other spin for milliseconds by default and so take the cores from whoever else
-    # needs them (the embedded teacher and its client share them): beside one busy process on 2 cores, training ran at
-    # a seventh of its speed. A short spin keeps most of the speed on an idle machine. Read when torch loads.
+    # needs them (the embedded teacher and its client share them): beside one busy process on 2 cores, training slows
+    # many times over. A short spin keeps most of the speed on an idle machine. Read when torch loads.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, _terminate)
