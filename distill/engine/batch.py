@@ -152,11 +152,16 @@ class Work:
         """After this step the last token's logits are known."""
         return self.num_tokens == self.sequence.num_pending
 
+    @property
+    def samples(self) -> bool:
+        """A token is sampled after this step."""
+        return self.reaches_end and self.sequence.samples
+
 
 def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) -> PackedBatch:
     """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
     decoding = [w.sequence for w in works if w.is_decode] if cache is not None else []
-    ids = [s.token_ids[-1] for s in decoding]
+    ids = [s.token_ids[s.num_computed] for s in decoding]
     positions = [np.fromiter((s.num_computed for s in decoding), dtype=np.int64, count=len(decoding))]
     slots = [_decode_slots(decoding, cache.block_size)] if cache is not None else []
     segments: list[Segment] = []

@@ -10,9 +10,9 @@ from collections.abc import Sequence as Seq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.engine import sampler
+from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
-from distill.engine.detokenize import TextTail, decode
+from distill.engine.detokenize import TextTail
 from distill.engine.kv_cache import BlockPool, PagedKVCache, blocks_for
 from distill.engine.probe import Structure, forward, inspect_model
 from distill.engine.scheduler import Scheduler
@@ -65,20 +65,31 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
+    @property
+    def blocks_in_use(self) -> int:
+        """KV blocks that a sequence owns; 0 once every request is finished or aborted."""
+        return self.pool.num_used if self.pool is not None else 0
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
+        return self.pool.num_blocks if self.pool is not None else 0
+
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Raise EngineError for a request that can never run; touches no state, any thread may ask."""
         if not prompt_ids:
             raise EngineError("the prompt is empty", remedy="send at least one token")
-        if len(prompt_ids) >= self.max_model_len:
+        longest = self.max_model_len - 1 if params.max_tokens else self.max_model_len + 1
+        if len(prompt_ids) > longest:
             raise EngineError(
-                f"the prompt has {len(prompt_ids)} tokens; with one token of answer the context holds"
-                f" {self.max_model_len}",
+                f"the prompt has {len(prompt_ids)} tokens; the context of {self.max_model_len} has room for {longest}",
                 remedy="shorten the prompt",
             )
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             raise EngineError(f"a prompt token is outside the vocabulary of {self.vocab_size}")
-        if any(not 0 <= t < self.vocab_size for t in params.stop_token_ids):
-            raise EngineError(f"a stop token is outside the vocabulary of {self.vocab_size}")
+        named = [*params.stop_token_ids, *(token for token, _ in params.logit_bias)]
+        if any(not 0 <= token < self.vocab_size for token in named):
+            raise EngineError(f"a token of stop_token_ids or logit_bias is outside the vocabulary of {self.vocab_size}")
         if params.stop and self.tokenizer is None:
             raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")
 
@@ -116,9 +127,11 @@ class Engine:
         works = self._scheduler.schedule()
         if not works:
             return []
+        self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
         batch = pack(works, self.cache, self.device)
         num_decode = sum(work.is_decode for work in works)
-        logits = forward(self.model, batch, self._rows(works))
+        rows = torch.tensor(results.logit_rows(works), dtype=torch.int64)
+        logits = forward(self.model, batch, rows.to(self.device, non_blocking=True))
         outputs = self._advance(works, logits)
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
         return outputs
@@ -152,122 +165,38 @@ class Engine:
     def score(self, sequences: Seq[Seq[int]]) -> list[list[float]]:
         """Natural-log probability of every token given those before it: one entry less than tokens, as the first has
         none. Computed in packed chunks; logits of a whole batch never exist."""
-        items: list[Sequence] = []
-        for index, tokens in enumerate(sequences):
-            if len(tokens) > self.max_model_len + 1:
-                raise EngineError(f"sequence {index} has {len(tokens)} tokens, the context {self.max_model_len}")
-            item = Sequence(
-                request_id=f"score-{index}",
-                token_ids=list(tokens[:-1]),
-                num_prompt=len(tokens) - 1,
-                params=SamplingParams(),
-                seed=0,
-                max_length=len(tokens),
-                stop_ids=frozenset(),
-                scores=[],
-                targets=list(tokens[1:]),
-            )
-            items.append(item)
-            if item.token_ids:
-                self._sequences[item.request_id] = item
-                self._scheduler.add(item)
-        try:
-            while any(item.request_id in self._sequences for item in items):
-                self.step()
-        finally:
-            for item in items:
-                self.abort(item.request_id)
-        return [item.scores or [] for item in items]
-
-    def _rows(self, works: list[Work]) -> torch.Tensor:
-        """Tokens of the batch whose logits are needed."""
-        rows: list[int] = []
-        end = 0
-        for work in works:
-            end += work.num_tokens
-            if work.sequence.scores is not None:
-                rows.extend(range(end - work.num_tokens, end))
-            elif work.reaches_end:
-                rows.append(end - 1)
-        return torch.tensor(rows, dtype=torch.int64).to(self.device, non_blocking=True)
+        scored = iter(self.generate([s for s in sequences if len(s)], SamplingParams(max_tokens=0, prompt_logprobs=0)))
+        found = [next(scored).prompt_logprobs or () if len(s) else () for s in sequences]
+        return [[token.logprob for token in row if token is not None] for row in found]
 
     def _advance(self, works: list[Work], logits: torch.Tensor) -> list[StepOutput]:
-        """Sample, append, finish."""
-        sampling: list[Sequence] = []
-        sampled_rows: list[int] = []
-        scored: list[tuple[Sequence, int, int]] = []  # sequence, first row, tokens
-        row = 0
-        for work in works:
-            sequence = work.sequence
-            if sequence.scores is not None:
-                scored.append((sequence, row, work.num_tokens))
-                row += work.num_tokens
-            elif work.reaches_end:
-                sampling.append(sequence)
-                sampled_rows.append(row)
-                row += 1
-        if scored:
-            self._score(scored, logits)
+        """Score, sample, append, finish."""
+        sampling, logits = results.take_scores(works, logits)
         if self.cache is not None:
             for work in works:
                 work.sequence.num_computed += work.num_tokens
         outputs: list[StepOutput] = []
-        if sampling:
-            if scored:
-                logits = logits[sampled_rows]
-            self.stats.sampled_tokens += len(sampling)
-            tokens, reports = sampler.sample(logits.float(), sampling)
-            for sequence, token, report in zip(sampling, tokens, reports, strict=True):
-                if report is not None:
-                    sequence.logprobs.append(report)
-                output = self._append(sequence, token)
-                if output is not None:
-                    outputs.append(output)
+        for work in works:
+            if not work.sequence.samples and not work.sequence.is_scoring:
+                outputs.append(StepOutput(work.sequence.request_id, completion=self._finish(work.sequence, "length")))
+        if not sampling:
+            return outputs
+        self.stats.sampled_tokens += len(sampling)
+        tokens, reports = sampler.sample(logits.float(), sampling)
+        for sequence, token, report in zip(sampling, tokens, reports, strict=True):
+            if report is not None:
+                sequence.logprobs.append(report)
+            reason = results.append(sequence, token)
+            output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
+            if output is not None:
+                outputs.append(output)
         return outputs
-
-    def _score(self, scored: list[tuple[Sequence, int, int]], logits: torch.Tensor) -> None:
-        """Take the log probabilities of the targets; a sequence with all of them leaves."""
-        for sequence, row, count in scored:
-            assert sequence.scores is not None
-            first = len(sequence.scores)
-            targets = torch.tensor(sequence.targets[first : first + count], device=logits.device)
-            sequence.scores.extend(sampler.score(logits[row : row + count], targets).tolist())
-            if len(sequence.scores) == len(sequence.targets):
-                self._remove(sequence)
-
-    def _append(self, sequence: Sequence, token: int) -> StepOutput | None:
-        """One sampled token: the sequence's news, if any."""
-        sequence.token_ids.append(token)
-        reason = sequence.finish_reason_of(token)
-        tail, output_ids = sequence.tail, None
-        if tail is not None:
-            # a token that ends the sequence is no text, whether the tokenizer calls it special or not
-            output_ids = sequence.output_ids[:-1] if reason == "stop" else sequence.output_ids
-            may_stop = len(output_ids) >= sequence.params.min_tokens
-            if output_ids and tail.push(output_ids, may_stop=may_stop, final=reason is not None):
-                reason = "stop"
-        completion = self._finish(sequence, reason) if reason is not None else None
-        if not sequence.stream:
-            return StepOutput(sequence.request_id, completion=completion) if completion is not None else None
-        text = tail.take(final=completion is not None) if tail is not None else ""
-        logprobs = tuple(sequence.logprobs[sequence.num_reported_logprobs :])
-        sequence.num_reported_logprobs = len(sequence.logprobs)
-        return StepOutput(sequence.request_id, text, logprobs, completion)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> Completion:
         """Free the sequence and make its completion."""
         self._remove(sequence)
         self.stats.finished += 1
-        output_ids = sequence.output_ids
-        if sequence.tail is not None and (sequence.tail.stopped or sequence.stream):
-            text = sequence.tail.text
-        elif self.tokenizer is not None:
-            ends = reason == "stop" and output_ids[-1] in sequence.stop_ids
-            text = decode(self.tokenizer, output_ids[:-1] if ends else output_ids)
-        else:
-            text = ""
-        logprobs = tuple(sequence.logprobs) if sequence.params.logprobs is not None else None
-        return Completion(tuple(output_ids), text, reason, sequence.num_prompt, logprobs)
+        return results.completion_of(sequence, reason, self.tokenizer)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request_id]
@@ -277,8 +206,10 @@ class Engine:
         stats = self.stats
         stats.steps += 1
         stats.decode_tokens += num_decode
-        stats.prompt_tokens += num_prefill
+        stats.prefill_tokens += num_prefill
         stats.preemptions = self._scheduler.num_preemptions
+        stats.blocks_used = self.blocks_in_use
+        stats.blocks_free = self.num_blocks - stats.blocks_used
         if num_prefill:
             stats.prefill_seconds += seconds
         else:

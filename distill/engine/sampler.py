@@ -44,6 +44,9 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], 
     wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
     raw = logits[wanted] if wanted else None  # a copy: what follows writes into the logits
     for row, sequence in enumerate(sequences):
+        if sequence.params.logit_bias:
+            tokens_at, biases = zip(*sequence.params.logit_bias, strict=True)
+            logits[row, list(tokens_at)] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
         if sequence.params.has_penalties:
             _penalise(logits[row], sequence)
         if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
@@ -124,22 +127,22 @@ def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
 
 
 def _logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:
-    """Log probabilities of the sampled tokens under the unchanged logits [R, V], and the best `counts` of each row."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
-    width = max(counts)
+    """Log probabilities of tokens under the unchanged logits [R, V], and the best `counts` of each row."""
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)
+    targets = torch.tensor(token_ids, device=logits.device).unsqueeze(1)
+    chosen = (logits.gather(1, targets) - total).squeeze(1).tolist()
+    width = min(max(counts), logits.shape[-1])
     if width == 0:
         return [TokenLogprob(t, p) for t, p in zip(token_ids, chosen, strict=True)]
-    values, ids = logprobs.topk(min(width, logprobs.shape[-1]), dim=-1)
-    reports = []
-    for token, own, row_ids, row_values, count in zip(
-        token_ids, chosen, ids.tolist(), values.tolist(), counts, strict=True
-    ):
-        reports.append(TokenLogprob(token, own, tuple(zip(row_ids, row_values, strict=True))[:count]))
-    return reports
+    best, ids = logits.max(-1, keepdim=True) if width == 1 else logits.topk(width, dim=-1)
+    rows = zip(token_ids, chosen, ids.tolist(), (best - total).tolist(), counts, strict=True)
+    return [
+        TokenLogprob(token, own, tuple(zip(row_ids, values, strict=True))[:count])
+        for token, own, row_ids, values, count in rows
+    ]
 
 
-def score(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log p(target) of every row: logits [R, V], targets [R] -> float32 [R]."""
-    logits = logits.float()
-    return logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+def score(logits: torch.Tensor, token_ids: list[int], depth: int) -> list[TokenLogprob]:
+    """How likely the tokens [R] are under their logits [R, V], with the likeliest `depth` tokens, one at least."""
+    return _logprobs(logits, token_ids, [max(1, depth)] * len(token_ids))

@@ -53,18 +53,18 @@ class Scheduler:
         budget, score_rows = self._token_budget, self._score_rows
         prefills: list[Work] = []
         for sequence in self.running:
-            if sequence.num_pending > 1 or not sequence.num_computed or sequence.scores is not None:
+            if sequence.num_pending > 1 or not sequence.num_computed or sequence.is_scoring:
                 count = self._chunk(sequence, budget, score_rows)
                 if count:
                     prefills.append(Work(sequence, count))
                     budget -= count
-                    score_rows -= count if sequence.scores is not None else 0
+                    score_rows -= count if sequence.is_scoring else 0
         if preemptions == self.num_preemptions:
             while self.waiting and len(self.running) < self._max_batch:
                 sequence = self.waiting[0]
                 count = self._chunk(sequence, budget, score_rows)
                 # with room for the token it will sample, or the next step might throw it out again
-                needed = blocks_for(len(sequence.token_ids) + (sequence.scores is None), self._block_size)
+                needed = blocks_for(len(sequence.token_ids) + sequence.samples, self._block_size)
                 if not count or needed > self._pool.num_free:
                     break
                 self.waiting.popleft()
@@ -72,7 +72,7 @@ class Scheduler:
                 sequence.blocks = self._pool.allocate(needed)
                 prefills.append(Work(sequence, count))
                 budget -= count
-                score_rows -= count if sequence.scores is not None else 0
+                score_rows -= count if sequence.is_scoring else 0
         # a chunk of one token after a context is a decode to the batch
         single = [work for work in prefills if work.is_decode]
         return decodes + single + [work for work in prefills if not work.is_decode]
@@ -80,7 +80,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int, score_rows: int) -> int:
         """How many pending tokens of the sequence fit into the step."""
         count = min(sequence.num_pending, budget)
-        return min(count, score_rows) if sequence.scores is not None else count
+        return min(count, score_rows) if sequence.is_scoring else count
 
     def _decodes(self, pool: BlockPool) -> list[Work]:
         """Every running sequence with one pending token, with a block for it."""
@@ -89,7 +89,7 @@ class Scheduler:
         while index < len(self.running):
             sequence = self.running[index]
             index += 1
-            if sequence.num_pending != 1 or not sequence.num_computed or sequence.scores is not None:
+            if sequence.num_pending != 1 or not sequence.num_computed or sequence.is_scoring:
                 continue
             if len(sequence.blocks) * self._block_size <= sequence.num_computed:
                 while not pool.num_free and self.running[-1] is not sequence:
@@ -105,8 +105,6 @@ class Scheduler:
         self.running.remove(sequence)
         self._release(sequence)
         sequence.num_computed = 0
-        if sequence.scores is not None:
-            sequence.scores.clear()
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
@@ -122,9 +120,9 @@ class Scheduler:
         works: list[Work] = []
         budget = self._token_budget
         for sequence in self.running:
-            if works and len(sequence.token_ids) > budget:
+            if works and sequence.num_pending > budget:
                 break
-            works.append(Work(sequence, len(sequence.token_ids)))
-            budget -= len(sequence.token_ids)
+            works.append(Work(sequence, sequence.num_pending))
+            budget -= sequence.num_pending
         self.running = self.running[len(works) :] + self.running[: len(works)]
         return works

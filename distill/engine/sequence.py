@@ -21,10 +21,10 @@ class Sequence:
     stop_ids: frozenset[int]
     stream: bool = False
     tail: TextTail | None = None  # only where text is needed token by token
-    scores: list[float] | None = None  # a sequence to score, not to continue: log probabilities of the targets
-    targets: list[int] = field(default_factory=list)  # scoring: the token that follows each of token_ids
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])  # as far as they are known
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_reported_logprobs: int = 0
 
@@ -34,8 +34,26 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose K and V are not computed yet."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens to compute before the next is sampled. Where nothing is, the last token of the prompt need not be."""
+        end = len(self.token_ids) if self.samples else max(1, self.num_prompt - 1)
+        return end - self.num_computed
+
+    @property
+    def samples(self) -> bool:
+        """False where the prompt is to be scored, and no more."""
+        return self.params.max_tokens > 0
+
+    @property
+    def is_scoring(self) -> bool:
+        """True while log probabilities of the prompt are asked for and not known."""
+        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
+
+    def scored_positions(self, count: int) -> range:
+        """Positions among the next `count` tokens whose logits score the prompt token after them."""
+        if not self.is_scoring:
+            return range(0)
+        first = max(self.num_computed, len(self.prompt_logprobs) - 1)
+        return range(first, max(first, min(self.num_computed + count, self.num_prompt - 1)))
 
     @property
     def output_ids(self) -> list[int]:

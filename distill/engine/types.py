@@ -21,6 +21,7 @@ class EngineConfig:
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
     num_blocks: int | None = None  # overrides kv_bytes
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
+    prefix_cache: bool = True  # keep the blocks of finished sequences for prompts that begin alike
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
@@ -35,7 +36,9 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample one completion. temperature 0 is greedy; `logprobs` counts the alternatives to report."""
+    """How to sample one completion. temperature 0 is greedy; `logprobs` counts the alternatives to report, and
+    `prompt_logprobs` those of every prompt token: 0 is its own and the likeliest token's, None asks for nothing. With
+    `prompt_logprobs`, max_tokens may be 0: the prompt is scored and nothing is sampled."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -51,10 +54,12 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit before anything else)
 
     def __post_init__(self) -> None:
         for name, ok, rule in (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens >= self.fewest_tokens, f"at least {self.fewest_tokens}"),
             ("temperature", 0.0 <= self.temperature <= 100.0, "between 0 and 100"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "at least 0"),
@@ -64,10 +69,22 @@ class SamplingParams:
             ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "between -2 and 2"),
             ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "between -2 and 2"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"),
+            (
+                "prompt_logprobs",
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_TOP_LOGPROBS,
+                f"0 to {MAX_TOP_LOGPROBS}",
+            ),
+            ("logit_bias", all(-100.0 <= bias <= 100.0 for _, bias in self.logit_bias), "between -100 and 100"),
+            ("logit_bias", len(dict(self.logit_bias)) == len(self.logit_bias), "one number a token"),
             ("stop", all(self.stop), "non-empty strings"),
         ):
             if not ok:
                 raise EngineError(f"{name}: {getattr(self, name)!r} must be {rule}")
+
+    @property
+    def fewest_tokens(self) -> int:
+        """The least max_tokens: 0 where there is something to do without sampling."""
+        return 1 if self.prompt_logprobs is None else 0
 
     @property
     def has_penalties(self) -> bool:
@@ -77,8 +94,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural-log probability of a sampled token under the model itself (before temperature, penalties and filters),
-    and the most likely alternatives as (token id, log probability), best first."""
+    """Natural-log probability of a token under the model itself (before bias, temperature, penalties and filters), and
+    the likeliest tokens in its place as (token id, log probability), best first. For a prompt token that is one at
+    least, and a token is a likeliest one iff `logprob == top[0][1]`: both numbers come from one tensor."""
 
     token_id: int
     logprob: float
@@ -95,6 +113,8 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # one a prompt token; the first has none
+    cached_tokens: int = 0  # prompt tokens that the prefix cache had
 
 
 @dataclass(frozen=True)
@@ -112,10 +132,15 @@ class EngineStats:
     """Counters since the engine was made; prefill and decode are accounted apart."""
 
     steps: int = 0
-    prompt_tokens: int = 0  # computed in prefill, recomputation after preemption included
+    prefill_tokens: int = 0  # computed in prefill, recomputation after preemption included
+    cached_tokens: int = 0  # taken from the prefix cache instead
+    prefix_hits: int = 0  # admissions that took any
     decode_tokens: int = 0  # computed one a sequence and step
     sampled_tokens: int = 0
     preemptions: int = 0
     finished: int = 0
     prefill_seconds: float = 0.0  # steps that held any prefill
     decode_seconds: float = 0.0  # steps of pure decode
+    blocks_used: int = 0  # owned by a sequence
+    blocks_free: int = 0  # the rest; what the prefix cache keeps is free too, until it is needed
+    blocks_peak: int = 0  # most blocks ever used at once

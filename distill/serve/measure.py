@@ -67,7 +67,7 @@ def smoke_test(engine: Engine, tokenizer: PreTrainedTokenizerBase, path: Path) -
     else:
         ids = [int(token) for token in tokenizer(_SMOKE_QUESTION)["input_ids"]]
     (completion,) = engine.generate([ids], SamplingParams(max_tokens=_SMOKE_TOKENS))
-    assert engine.pool is None or engine.pool.num_used == 0, "the engine kept blocks of a finished request"
+    assert engine.blocks_in_use == 0, "the engine kept blocks of a finished request"
     if not completion.token_ids:
         raise DistillError(f"the model at {path} answers nothing", remedy="look at its training curves and template")
     return completion.text
@@ -84,8 +84,8 @@ def measure_speed(engine: Engine, batch: int) -> dict[str, float]:
                 engine.step()
             prefill = max(prefill, batch * _PROMPT_TOKENS / (time.perf_counter() - started))
         with _requests(engine, batch, max_tokens=_DECODE_TOKENS, seed=repeat):
-            whole = engine.stats.prompt_tokens + batch * _PROMPT_TOKENS
-            while engine.stats.prompt_tokens < whole:
+            whole = engine.stats.prefill_tokens + batch * _PROMPT_TOKENS
+            while engine.stats.prefill_tokens < whole:
                 engine.step()
             sampled, started = engine.stats.sampled_tokens, time.perf_counter()
             while engine.has_work:

@@ -18,8 +18,6 @@ class Requests:
 def render(engine: Engine, requests: Requests, num_open: int) -> str:
     """The exposition: one sample a metric."""
     stats = engine.stats
-    used = engine.pool.num_used if engine.pool is not None else 0
-    total = engine.pool.num_blocks if engine.pool is not None else 0
     rows: list[tuple[str, str, str, float]] = [
         ("requests_total", "counter", "requests received", requests.received),
         ("requests_rejected_total", "counter", "requests refused for a full queue", requests.rejected),
@@ -28,14 +26,16 @@ def render(engine: Engine, requests: Requests, num_open: int) -> str:
         ("sequences_waiting", "gauge", "sequences that wait for room", engine.num_waiting),
         ("sequences_finished_total", "counter", "sequences finished", stats.finished),
         ("preemptions_total", "counter", "sequences put back for want of blocks", stats.preemptions),
-        ("prefill_tokens_total", "counter", "prompt tokens computed", stats.prompt_tokens),
+        ("prefill_tokens_total", "counter", "prompt tokens computed", stats.prefill_tokens),
+        ("cached_tokens_total", "counter", "prompt tokens taken from the prefix cache", stats.cached_tokens),
+        ("prefix_hits_total", "counter", "sequences that began with cached tokens", stats.prefix_hits),
         ("decode_tokens_total", "counter", "tokens computed one a step", stats.decode_tokens),
         ("sampled_tokens_total", "counter", "tokens sampled", stats.sampled_tokens),
         ("steps_total", "counter", "forward passes", stats.steps),
         ("prefill_seconds_total", "counter", "time of steps with prefill", stats.prefill_seconds),
         ("decode_seconds_total", "counter", "time of steps of decode alone", stats.decode_seconds),
-        ("kv_blocks_used", "gauge", "KV blocks in use", used),
-        ("kv_blocks", "gauge", "KV blocks in all", total),
+        ("kv_blocks_used", "gauge", "KV blocks in use", engine.blocks_in_use),
+        ("kv_blocks", "gauge", "KV blocks in all", engine.num_blocks),
     ]
     lines = []
     for name, kind, text, value in rows:

@@ -77,8 +77,8 @@ def test_cache_off_computes_more() -> None:
     params = SamplingParams(max_tokens=10, ignore_eos=True)
     cached, plain = Engine(model, None), Engine(model, None, EngineConfig(use_kv_cache=False))
     assert cached.generate(prompt, params) == plain.generate(prompt, params)
-    assert (cached.stats.prompt_tokens, cached.stats.decode_tokens) == (8, 9)
-    assert plain.stats.prompt_tokens == sum(range(8, 18))
+    assert (cached.stats.prefill_tokens, cached.stats.decode_tokens) == (8, 9)
+    assert plain.stats.prefill_tokens == sum(range(8, 18))
 
 
 def test_model_is_left_as_it_was() -> None:

@@ -128,7 +128,7 @@ def test_progress_and_stats(model: hf.PreTrainedModel) -> None:
     engine.generate([[5]] * 5, SamplingParams(max_tokens=4, ignore_eos=True), heard.append)
     assert heard[-1] == 5 and heard == sorted(heard)
     assert (engine.stats.finished, engine.stats.sampled_tokens) == (5, 20)
-    assert (engine.stats.prompt_tokens, engine.stats.decode_tokens) == (5, 15)
+    assert (engine.stats.prefill_tokens, engine.stats.decode_tokens) == (5, 15)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "mistral"])
@@ -162,8 +162,9 @@ def test_refused_requests(model: hf.PreTrainedModel) -> None:
         ([5] * 10, SamplingParams(), "context"),
         ([VOCAB], SamplingParams(), "vocabulary"),
         ([-1], SamplingParams(), "vocabulary"),
-        ([5], SamplingParams(stop_token_ids=(VOCAB,)), "stop token"),
+        ([5], SamplingParams(stop_token_ids=(VOCAB,)), "stop_token_ids"),
         ([5], SamplingParams(stop=("x",)), "tokenizer"),
+        ([5], SamplingParams(logit_bias=((VOCAB, 1.0),)), "logit_bias"),
     ):
         with pytest.raises(EngineError, match=message):
             engine.generate([[5], prompt], params)
@@ -197,3 +198,44 @@ def test_other_structures_are_refused_by_name() -> None:
     )
     with pytest.raises(EngineError, match="s_aux"):
         Engine(gpt_oss, None)
+
+
+@pytest.mark.parametrize("config", [EngineConfig(), EngineConfig(block_size=4, prefill_tokens=5, max_batch=2)])
+def test_prompt_logprobs(model: hf.PreTrainedModel, config: EngineConfig) -> None:
+    """Scores of prompts beside sampling ones, in one batch; the likeliest token and its number are exact."""
+    prompts = [[5], *_prompts(4), [9, 8, 7, 6, 5]]
+    depths = [0, 1, None, 3, 0, 2]
+    params = [SamplingParams(max_tokens=i % 3 if d is not None else 2, prompt_logprobs=d) for i, d in enumerate(depths)]
+    found = Engine(model, None, config).generate(prompts, params)
+    for prompt, own, completion in zip(prompts, params, found, strict=True):
+        assert completion.finish_reason in ("length", "stop") and len(completion.token_ids) <= own.max_tokens
+        if own.prompt_logprobs is None:
+            assert completion.prompt_logprobs is None
+            continue
+        assert completion.prompt_logprobs is not None and len(completion.prompt_logprobs) == len(prompt)
+        assert completion.prompt_logprobs[0] is None
+        with torch.inference_mode():
+            rows = model(input_ids=torch.tensor([prompt])).logits[0].log_softmax(-1)
+        for row, token, report in zip(rows, prompt[1:], completion.prompt_logprobs[1:], strict=False):
+            assert report is not None and report.token_id == token
+            assert report.logprob == pytest.approx(row[token].item(), abs=1e-4)
+            assert len(report.top) == max(1, own.prompt_logprobs)
+            assert report.top[0][0] == row.argmax().item()
+            assert (report.logprob == report.top[0][1]) == (token == report.top[0][0])
+    with pytest.raises(EngineError, match="max_tokens"):
+        SamplingParams(max_tokens=0)
+
+
+def test_logit_bias(model: hf.PreTrainedModel) -> None:
+    engine = Engine(model, None)
+    forced, free = engine.generate(
+        [[5, 6]] * 2,
+        [
+            SamplingParams(max_tokens=3, ignore_eos=True, logprobs=0, logit_bias=((77, 100.0),)),
+            SamplingParams(max_tokens=3),
+        ],
+    )
+    assert forced.token_ids == (77, 77, 77)
+    assert forced.logprobs is not None and forced.logprobs[0].logprob < -1e-3  # of the model itself
+    banned = SamplingParams(max_tokens=1, logit_bias=((free.token_ids[0], -100.0),))
+    assert engine.generate([[5, 6]], banned)[0].token_ids[0] != free.token_ids[0]

@@ -131,13 +131,24 @@ def test_child_seeds_differ() -> None:
 
 def test_score() -> None:
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    found = sampler.score(logits, torch.tensor([1, 0]))
-    assert found.tolist() == pytest.approx([math.log(0.5), math.log(0.75)])
+    found = sampler.score(logits, [1, 0], 2)
+    assert [item.logprob for item in found] == pytest.approx([math.log(0.5), math.log(0.75)])
+    assert [[token for token, _ in item.top] for item in found][1] == [0, 1]
+    assert len(sampler.score(logits, [1, 0], 0)[0].top) == 1
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": -0.1}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 1.5}, {"max_tokens": 0}, {"stop": ("",)}],
+    [
+        {"temperature": -0.1},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"max_tokens": 0},
+        {"stop": ("",)},
+        {"prompt_logprobs": -1},
+        {"logit_bias": ((1, 101.0),)},
+    ],
 )
 def test_bad_parameters_are_named(fields: dict[str, object]) -> None:
     with pytest.raises(EngineError, match=next(iter(fields))):

@@ -51,16 +51,15 @@ def _get(url: str, path: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_client_that_leaves_frees_its_blocks(running: Running, stream: bool) -> None:
-    pool, stats = running.engine.pool, running.engine.stats
-    assert pool is not None
+    engine, stats = running.engine, running.engine.stats
     finished = stats.finished
     body = {"prompt": "the cat", "max_tokens": 240, "n": 8, "ignore_eos": True, "stream": stream, "logprobs": 20}
     connection = _send(running.url, body)
-    _until(lambda: pool.num_used > 0)
+    _until(lambda: engine.blocks_in_use > 0)
     assert connection.sock is not None
     connection.sock.close()
     connection.close()
-    _until(lambda: pool.num_used == 0 and not running.engine.has_work)
+    _until(lambda: engine.blocks_in_use == 0 and not engine.has_work)
     assert stats.finished == finished  # dropped, not run to their end
 
 
