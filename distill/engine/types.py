@@ -21,7 +21,6 @@ class EngineConfig:
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
     num_blocks: int | None = None  # overrides kv_bytes
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
-    prefix_cache: bool = True  # keep the blocks of finished sequences for prompts that begin alike
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
