@@ -17,7 +17,7 @@ from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
 from distill.teacher.limits import Bucket, Gate, Limits, backoff_seconds
 from distill.teacher.pricing import rates_of
-from distill.teacher.requests import Answer, Request, KeyMaker, teacher_identity, teacher_label
+from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
 
 FAILURES_IN_A_ROW = 20
 
@@ -221,9 +221,7 @@ class TeacherClient:
         self.usage.completion_tokens += reply.completion_tokens
         return answer
 
-    async def _give_up(
-        self, key: str, request: Request, attempt: Attempt, attempts: int, helpless: bool
-    ) -> NoReturn:
+    async def _give_up(self, key: str, request: Request, attempt: Attempt, attempts: int, helpless: bool) -> NoReturn:
         """Record the failure, stop everything where it is everybody's, and raise it."""
         error = attempt.error
         self.usage.failed += 1
