@@ -57,8 +57,8 @@ class OssInstruct:
         """1 to 15 (by default) consecutive lines, number and place drawn."""
         rng = drawn(self.section.seed, index)
         lines = self.seeds[index % len(self.seeds)]
-        least, most = self.section.lines
-        size = min(rng.randint(least, most), len(lines))
+        most = max(self.section.least_lines, self.section.most_lines)
+        size = min(rng.randint(self.section.least_lines, most), len(lines))
         start = rng.randint(0, len(lines) - size)
         return "\n".join(lines[start : start + size])
 

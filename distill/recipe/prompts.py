@@ -106,7 +106,8 @@ class OssInstructPrompts(Invented):
     source: Literal["oss_instruct"]
     path: str = Field(description="JSONL or Parquet with a column of code, or a folder of source files")
     column: str = "content"
-    lines: tuple[int, int] = Field(default=(1, 15), description="least and most consecutive lines shown")
+    least_lines: int = Field(default=1, ge=1, description="consecutive lines shown, at least")
+    most_lines: int = Field(default=15, ge=1, description="and at most")
     pattern: str = Field(default="*.py", description="which files of a folder")
 
 
