@@ -15,7 +15,8 @@ from tests.teacher.mock import Body, MockTeacher, Reply, completion, raw_complet
 
 
 def test_alpaca_reads_whole_tasks_only() -> None:
-    text = " Sort these words by length.\n4. Input:\nfig, pear\n4. Output:\nfig, pear\n###\n5. Instruction: Name a river.\n"
+    text = " Sort these words by length.\n"
+    text += "4. Input:\nfig, pear\n4. Output:\nfig, pear\n###\n5. Instruction: Name a river.\n"
     text += "5. Input:\n<noinput>\n5. Output:\nThe Rhine\n###\n6. Instruction: Half a"
     first = ("Sort these words by length.", "fig, pear", "fig, pear")
     assert parse_tasks(text, first=4, cut_off=True) == ([first, ("Name a river.", "", "The Rhine")], 0)
