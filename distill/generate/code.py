@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from distill.generate.outcome import Outcome, Rejected, Row, Workbench, conversation
 from distill.generate.prompts import Prompt
+from distill.generate.written_tests import main_function, write_tests
 from distill.recipe.generate import CodeJob, Sampling
 from distill.records import user_message
 from distill.teacher.requests import Answer
@@ -25,7 +27,7 @@ _YES_OR_NO = re.compile(r"\W*(yes|no)\b\W*\Z", re.IGNORECASE)
 async def make(job: CodeJob, prompt: Prompt, bench: Workbench) -> Outcome:
     """Rows of `messages` with `entry_point`, `tests` and `verdict`."""
     outcome = Outcome()
-    if job.verdict == "tests" and not prompt.tests:
+    if job.verdict == "tests" and not prompt.tests and not job.write_tests:
         outcome.rejected.append(Rejected(prompt, "no_tests"))
         return outcome
     for answer in await bench.samples(outcome, prompt, job.sampling, job.samples):
@@ -37,26 +39,51 @@ async def make(job: CodeJob, prompt: Prompt, bench: Workbench) -> Outcome:
 
 async def _row(job: CodeJob, prompt: Prompt, answer: Answer, bench: Workbench, outcome: Outcome) -> Row | None:
     verdict = "unrun"
+    paid: list[Answer] = []
     if job.verdict == "tests":
+        if not prompt.tests:
+            tested = await _with_tests(job, prompt, answer, bench, outcome, paid)
+            if tested is None:
+                return None
+            prompt = tested
         checked = await bench.checker.check(prompt, answer.text)
         assert checked is not None, "prompts without tests were turned away"
         if not checked.ok:
             outcome.rejected.append(Rejected(prompt, "tests_failed", checked.reason, answer))
             return None
         verdict = "passed"
-    opinion: list[Answer] = []
     if job.educational:
         asked = await _affirmed(prompt, answer, bench, outcome)
         if asked is None:
             return None
-        opinion.append(asked)
+        paid.append(asked)
     return {
         "messages": conversation(prompt, answer.text),
         "entry_point": prompt.entry_point,
         "tests": list(prompt.tests),
         "verdict": verdict,
-        **bench.provenance(prompt, answer, opinion),
+        **bench.provenance(prompt, answer, paid),
     }
+
+
+async def _with_tests(
+    job: CodeJob, prompt: Prompt, answer: Answer, bench: Workbench, outcome: Outcome, paid: list[Answer]
+) -> Prompt | None:
+    """The prompt with tests that the teacher wrote for it; None, with the reason noted, where there are none."""
+    code = extract_code(answer.text, prompt.entry_point)
+    name = prompt.entry_point or main_function(code)
+    if name is None:
+        outcome.rejected.append(Rejected(prompt, "no_function", answer=answer))
+        return None
+    tests, written = await write_tests(job.write_tests, prompt, name, code, bench, outcome)
+    if written is None:
+        return None  # the failed request is noted
+    if not tests:
+        outcome.rejected.append(Rejected(prompt, "no_tests_written", written.text[:80], answer))
+        return None
+    paid.append(written)
+    outcome.counts["tests_written"] += len(tests)
+    return replace(prompt, tests=tests, entry_point=name)
 
 
 async def _affirmed(prompt: Prompt, answer: Answer, bench: Workbench, outcome: Outcome) -> Answer | None:

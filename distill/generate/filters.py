@@ -1,20 +1,27 @@
-"""Pure rules for what is kept: usable answers, prompts not seen before, and Self-Instruct's rules for new tasks."""
+"""Pure rules for what is kept: usable answers, prompts not seen before, and rules for tasks that a machine wrote."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 
 from distill.generate.prompts import Prompt
+from distill.recipe.filters import Profile
 from distill.teacher.requests import Answer
+from distill.text.likeness import Likeness
+from distill.text.units import length, normalize, units
 
-# Self-Instruct (2212.10560), appendix: what a language model alone cannot do.
-_NOT_FOR_TEXT = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps")
-_NOT_FOR_TEXT_TOO = ("draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram")
-_FORBIDDEN = re.compile(rf"\b(?:{'|'.join((*_NOT_FOR_TEXT, *_NOT_FOR_TEXT_TOO))})\b", re.IGNORECASE)
+# Self-Instruct (2212.10560) and what Stanford Alpaca added: things that a language model alone cannot do.
+SELF_INSTRUCT_WORDS = (
+    *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps"),
+    *("draw", "plot", "go to"),
+)
+ALPACA_WORDS = (*SELF_INSTRUCT_WORDS, "video", "audio", "music", "flowchart", "diagram")
+_SHORTEST = {"english": 4, "unicode": 9}  # words; characters
+_LONGEST = {"english": 150, "unicode": 1000}
+_OPENING = {"Ps", "Pi"}  # brackets and quotation marks that open something
 
 
 def unusable(answer: Answer) -> str | None:
@@ -34,8 +41,7 @@ class Seen:
 
     def before(self, prompt: Prompt) -> bool:
         """True where an equal prompt was given to this function earlier."""
-        turns = "\0".join(message["content"] for message in prompt.messages)
-        text = " ".join(unicodedata.normalize("NFKC", turns).casefold().split())
+        text = normalize("\0".join(message["content"] for message in prompt.messages))
         digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
         if digest in self._digests:
             return True
@@ -43,59 +49,45 @@ class Seen:
         return False
 
 
-def bad_instruction(text: str) -> str | None:
-    """Why a machine-made instruction is dropped by Self-Instruct's rules, likeness to others apart; None: keep."""
-    num_words = len(text.split())
-    if num_words <= 3:
+def bad_instruction(
+    text: str, *, profile: Profile = "unicode", words: Sequence[str] = SELF_INSTRUCT_WORDS
+) -> str | None:
+    """Why a machine-made instruction is dropped by Self-Instruct's rules, likeness to others apart; None: keep.
+
+    `english` is the published rule: 4 to 150 words, none of `words`, no "Write a program" (the models wrote little
+    else), an ASCII letter or digit first. `unicode`: 9 to 1,000 characters, none of `words`, no punctuation first
+    unless it opens a quotation, a bracket or a Spanish sentence.
+    """
+    size = length(text, profile)
+    if size < _SHORTEST[profile]:
         return "too_short"
-    if num_words > 150:
+    if size > _LONGEST[profile]:
         return "too_long"
-    if _FORBIDDEN.search(text):
+    if re.search(rf"\b(?:{'|'.join(words)})\b", text, re.IGNORECASE):
         return "not_for_text"
-    first = text[0]
-    if not first.isascii() or not first.isalnum():
-        return "odd_start"
-    return None
+    if profile == "english" and text.lower().startswith("write a program"):
+        return "write_a_program"
+    return "odd_start" if _odd_start(text[0], profile) else None
 
 
-def words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits, as ROUGE counts them."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+def _odd_start(first: str, profile: Profile) -> bool:
+    if profile == "english":
+        return not first.isascii() or not first.isalnum()
+    category = unicodedata.category(first)
+    return category[0] in "PSC" and category not in _OPENING and first not in "¿¡\"'"
 
 
-def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """ROUGE-L F1 of two word lists: with L the longest common subsequence, 2L / (len(first) + len(second))."""
-    if not first or not second:
-        return 0.0
-    row = [0] * (len(second) + 1)
-    for word in first:
-        diagonal = 0
-        for column, other in enumerate(second, 1):
-            above = row[column]
-            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
-            diagonal = above
-    return 2 * row[-1] / (len(first) + len(second))
+class Unlike:
+    """Keeps texts and turns away those too like a kept one: ROUGE-L F over the threshold (0.7 in Self-Instruct)."""
 
-
-class Likeness:
-    """Drops instructions too like one that is kept: ROUGE-L F over 0.7 (Self-Instruct)."""
-
-    def __init__(self, threshold: float = 0.7) -> None:
-        self.threshold = threshold
-        self._kept: list[tuple[list[str], Counter[str]]] = []
+    def __init__(self, *, threshold: float = 0.7, profile: Profile = "unicode") -> None:
+        self.profile = profile
+        self._likeness = Likeness(threshold)
 
     def add(self, text: str) -> None:
         """Keep a text, whatever it is like."""
-        tokens = words(text)
-        self._kept.append((tokens, Counter(tokens)))
+        self._likeness.add(units(text, self.profile))
 
     def too_like(self, text: str) -> bool:
         """Whether some kept text is over the threshold."""
-        tokens = words(text)
-        counts = Counter(tokens)
-        for other, other_counts in self._kept:
-            # The words in common bound the longest common subsequence: cheap, and settles nearly every pair.
-            most = 2 * (counts & other_counts).total()
-            if most > self.threshold * (len(tokens) + len(other)) and rouge_l(tokens, other) > self.threshold:
-                return True
-        return False
+        return self._likeness.too_like(units(text, self.profile)) is not None

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from distill.generate.invented import Invented
 from distill.generate.outcome import Outcome
 from distill.teacher.requests import Answer
 
@@ -42,6 +43,11 @@ class Funnel:
         tokens_before = self.prompt_tokens + self.completion_tokens
         self.add_answers(outcome.answers)
         self._tokens_squared += (self.prompt_tokens + self.completion_tokens - tokens_before) ** 2
+
+    def add_invented(self, made: Invented) -> None:
+        """Count what it took to have the prompts written."""
+        self.add_answers(made.answers)
+        self.dropped.update(rejected.reason for rejected in made.rejected)
 
     def add_answers(self, answers: Iterable[Answer]) -> None:
         """Count tokens and dollars of answers."""

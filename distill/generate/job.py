@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ from distill.generate.funnel import Funnel
 from distill.generate.outcome import Outcome, Rejected, Row, Workbench
 from distill.generate.output import DATA, REJECTED, REJECTED_SCHEMA, RowWriter, rejected_row, write_card
 from distill.generate.progress import Done, shown
-from distill.generate.prompts import Prompt, PromptSource, open_prompts
-from distill.generate.self_instruct import invent
+from distill.generate.prompts import Prompt
+from distill.generate.row_filters import RowFilters
+from distill.generate.sources import open_source
 from distill.generate.verify import Checker
-from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
 from distill.records import SCHEMAS
 from distill.teacher.client import TeacherClient
 from distill.teacher.flow import in_order
@@ -37,6 +37,7 @@ class Finished:
 
     funnel: Funnel = field(default_factory=Funnel)
     examples: list[Row] = field(default_factory=list)
+    set_aside: list[Rejected] = field(default_factory=list)  # what the writing of prompts threw away
     total_prompts: int | None = None
     seconds: float = 0.0
 
@@ -77,6 +78,8 @@ async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, consol
                 dropped.add(rejected_row(rejected))
             if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
                 finished.examples.extend(outcome.rows[:1])
+        for rejected in finished.set_aside:
+            dropped.add(rejected_row(rejected))
     write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
     return finished
 
@@ -102,7 +105,10 @@ async def _outcomes(
     bench = Workbench(client, Checker(_isolation(job)), _method(job))
     if _runs_programs(job):
         bench.checker.require_sandbox()
-    source = await _source(job, client, funnel, limit)
+    filters = RowFilters(job.filters)
+    source, made = await open_source(job, client, method=_method(job), limit=limit)
+    funnel.add_invented(made)
+    finished.set_aside = made.rejected
     finished.total_prompts = source.total
     done = Done()
 
@@ -118,23 +124,10 @@ async def _outcomes(
         aclosing(in_order(work, prompts, width=2 * client.teacher.max_concurrency)) as outcomes,
     ):
         async for outcome in outcomes:
+            outcome = filters.apply(outcome)
             funnel.add(outcome)
             finished.seconds = time.monotonic() - started_at
             yield outcome
-
-
-async def _source(job: AnyJob, client: TeacherClient, funnel: Funnel, limit: int | None) -> PromptSource:
-    prompts = job.prompts
-    if not isinstance(prompts, SelfInstructPrompts):
-        return open_prompts(prompts, job.system)
-    total = prompts.count
-    if limit is not None:
-        prompts = prompts.model_copy(update={"count": min(limit, total)})
-    method = f"{_method(job)}:self_instruct"
-    made = await invent(prompts, client, system=job.system, sampling=job.sampling, method=method)
-    funnel.add_answers(made.answers)
-    funnel.dropped.update(Counter({f"task_{reason}": count for reason, count in made.dropped.items()}))
-    return PromptSource(made.prompts, total)
 
 
 def _new(prompts: Iterable[Prompt]) -> Iterator[Prompt | Rejected]:

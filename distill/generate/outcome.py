@@ -28,6 +28,7 @@ class Rejected:
     reason: str
     detail: str = ""
     answer: Answer | None = None
+    row: Row | None = None  # where a finished row was removed by a filter
 
 
 @dataclass(slots=True)
@@ -66,10 +67,18 @@ class Workbench:
         return answer
 
     async def samples(self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int) -> list[Answer]:
-        """Usable answers to the prompt, no text twice; the others are noted with their reasons."""
+        """Usable answers to the prompt, no text twice; the others are noted with their reasons.
+
+        A prompt that came with its answer has that one.
+        """
+        if prompt.given is not None:
+            return self._usable(outcome, prompt, [prompt.given])
         drawn = await asyncio.gather(
             *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(count))
         )
+        return self._usable(outcome, prompt, drawn)
+
+    def _usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
         usable: list[Answer] = []
         texts: set[str] = set()
         for answer in drawn:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from distill.errors import DataError
 from distill.generate.funnel import Funnel
 from distill.generate.outcome import Rejected
-from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, SelfInstructPrompts
+from distill.generate.row_filters import answers_of, removed_row
+from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
+from distill.recipe.prompts import MagpiePrompts
 from distill.records import MESSAGES
 from distill.runs import write_atomically
 
@@ -33,6 +35,7 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("seed_row", pa.string()),
         pa.field("family", pa.string()),
         pa.field("request_hash", pa.string()),
+        pa.field("row", pa.string()),  # JSON of a finished row that a filter removed
     ]
 )
 
@@ -101,14 +104,17 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
 def rejected_row(rejected: Rejected) -> dict[str, Any]:
     """A rejection as a row of `REJECTED_SCHEMA`."""
     answer = rejected.answer
+    row = rejected.row
+    text = None if row is None else answers_of(row)[0]
     return {
         "prompt": list(rejected.prompt.messages),
-        "answer": None if answer is None else answer.text,
+        "answer": text if answer is None else answer.text,
         "reason": rejected.reason,
         "detail": rejected.detail,
         "seed_row": rejected.prompt.seed_row,
         "family": rejected.prompt.family,
-        "request_hash": None if answer is None else answer.key,
+        "request_hash": answer.key if answer is not None else None if row is None else row["request_hash"],
+        "row": removed_row(rejected),
     }
 
 
@@ -170,6 +176,8 @@ def _source(job: InstructionJob | PreferenceJob | CodeJob) -> str:
     prompts = job.prompts
     if isinstance(prompts, FilePrompts):
         return f"Prompts from `{Path(prompts.path).name}`."
-    if isinstance(prompts, SelfInstructPrompts):
-        return f"Prompts by Self-Instruct from `{Path(prompts.path).name}`."
+    if isinstance(prompts, MagpiePrompts):
+        return "Prompts by the source `magpie`."
+    if not isinstance(prompts, TaskPrompts):
+        return f"Prompts by the source `{prompts.source}` from `{Path(prompts.path).name}`."
     return f"Prompts from the verifiable task families ({', '.join(prompts.kinds)}), training split."

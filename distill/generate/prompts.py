@@ -1,4 +1,4 @@
-"""Where prompts come from: the task families or a file, streamed; `self_instruct.py` has those the teacher writes."""
+"""Prompts of the task families or of a file, streamed; `sources.py` has those that the teacher writes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from distill.errors import DataError
 from distill.recipe.generate import FilePrompts, TaskPrompts
 from distill.records import Message, user_message
 from distill.tasks.types import Task
+from distill.teacher.requests import Answer
 
 _TURN_ROLES = {"system", "user", "assistant"}
 
@@ -31,6 +32,7 @@ class Prompt:
     task: Task | None = None
     entry_point: str | None = None
     tests: tuple[str, ...] = ()
+    given: Answer | None = None  # where the teacher wrote the answer together with the question
 
     @property
     def question(self) -> str:
@@ -58,7 +60,7 @@ def open_prompts(section: TaskPrompts | FilePrompts, system: str | None) -> Prom
     path = Path(section.path)
     if not path.is_file():
         raise DataError(f"no prompts at {path}", remedy="mend prompts.path; it is relative to the working folder")
-    rows, total = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    rows, total = read_rows(path)
     prompts = (_from_row(row, section.column, system, f"{path}:{number}") for number, row in enumerate(rows, 1))
     limit = section.count
     if limit is None:
@@ -66,9 +68,24 @@ def open_prompts(section: TaskPrompts | FilePrompts, system: str | None) -> Prom
     return PromptSource(islice(prompts, limit), min(limit, total))
 
 
-def text_prompt(text: str, system: str | None, *, seed_row: str | None = None) -> Prompt:
+def text_prompt(
+    text: str,
+    system: str | None,
+    *,
+    seed_row: str | None = None,
+    family: str | None = None,
+    entry_point: str | None = None,
+    given: Answer | None = None,
+) -> Prompt:
     """A one-turn prompt."""
-    return Prompt(tuple(user_message(text, system)), seed_row or _fingerprint(text))
+    text = _clean(text)
+    return Prompt(
+        tuple(user_message(text, system)),
+        seed_row or _fingerprint(text),
+        family=family,
+        entry_point=entry_point,
+        given=given,
+    )
 
 
 def _from_tasks(section: TaskPrompts, system: str | None) -> Iterator[Prompt]:
@@ -86,6 +103,11 @@ def _from_tasks(section: TaskPrompts, system: str | None) -> Iterator[Prompt]:
             entry_point=task.entry_point,
             tests=task.tests,
         )
+
+
+def read_rows(path: Path) -> tuple[Iterator[Mapping[str, Any]], int]:
+    """The rows of a Parquet or JSONL file, and how many there are."""
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
 
 
 def _read_jsonl(path: Path) -> tuple[Iterator[Mapping[str, Any]], int]:

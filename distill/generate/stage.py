@@ -11,6 +11,7 @@ from rich.console import Console
 
 from distill import tasks
 from distill.errors import DistillError, PartialError
+from distill.generate.inputs import files_of
 from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
 from distill.recipe.schema import Recipe
 from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
@@ -62,16 +63,14 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
 
 def job_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
     """Everything that decides a job's dataset."""
-    prompts = job.prompts
-    if isinstance(prompts, TaskPrompts):
-        source = _digest_of_sources(Path(next(iter(tasks.__path__))))
-    else:
-        source = path_digest(prompts.path)
-    return {
+    inputs = {
         "job": digest_of(job.model_dump(mode="json")),
         "teacher": digest_of(teacher_identity(recipe.teacher)),
-        "file" if isinstance(prompts, FilePrompts) else prompts.source: source,
+        **{name: path_digest(path) for name, path in files_of(job).items()},
     }
+    if isinstance(job.prompts, TaskPrompts):
+        inputs["tasks"] = _digest_of_sources(Path(next(iter(tasks.__path__))))
+    return inputs
 
 
 def _is_done(folder: StageFolder, inputs: dict[str, str]) -> bool:

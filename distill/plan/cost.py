@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.errors import DataError
 from distill.recipe.generate import CodeJob, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.recipe.prompts import AlpacaPrompts, EvolInstructPrompts, InventedPrompts
 from distill.recipe.schema import Plan
 from distill.recipe.train import DpoEntry, Entry, LmEntry
 from distill.teacher.pricing import Rates
@@ -53,10 +54,11 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
         return JobCost(job.name, job.kind, None, None, None, None, None, None, mean, source)
     requests = float(prompts * job.samples)
     asked, answered = requests * mean, requests * answer
-    if isinstance(job.prompts, SelfInstructPrompts):
-        requests += prompts
-        asked += prompts * mean * job.prompts.examples
-        answered += prompts * mean
+    if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
+        writing = _writing(job.prompts, mean, answer)
+        requests += prompts * writing.requests
+        asked += prompts * writing.asked
+        answered += prompts * writing.answered
     if isinstance(job, PreferenceJob) and job.rank == "judge":
         # Pairs in both orders: all with all up to four answers, else a ring.
         pairs = math.comb(job.samples, 2) if job.samples <= _ALL_PAIRS_UP_TO else job.samples
@@ -73,6 +75,28 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
     return JobCost(
         job.name, job.kind, prompts, rows, round(requests), round(asked), round(answered), cost, mean, source
     )
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """What having one prompt written takes, on average."""
+
+    requests: float
+    asked: float
+    answered: float
+
+
+def _writing(section: InventedPrompts, mean: float, answer: float) -> _Writing:
+    """By the requests of each method: several prompts come in one where the method asks so."""
+    if isinstance(section, SelfInstructPrompts):
+        return _Writing(1, mean * section.examples, mean)
+    if isinstance(section, EvolInstructPrompts):  # rewriting, comparing; the answers looked at become rows
+        part = section.rounds / (section.rounds + 1)
+        return _Writing(2 * part, part * (3 * mean + 2 * _DEFAULT_PROMPT_TOKENS), part * (mean + _YES_NO_TOKENS))
+    if isinstance(section, AlpacaPrompts):
+        new = section.tasks - section.examples
+        return _Writing(1 / new, (section.examples * (mean + answer) + _DEFAULT_PROMPT_TOKENS) / new, mean + answer)
+    return _Writing(1, _DEFAULT_PROMPT_TOKENS, mean)
 
 
 def minutes_at_limits(
@@ -131,6 +155,8 @@ def token_counter(tokenizer_file: Path) -> tuple[Callable[[str], int], str]:
 
 def _prompt_count(job: Job) -> int | None:
     prompts = job.prompts
+    if isinstance(prompts, EvolInstructPrompts):
+        return prompts.count * (prompts.rounds + 1)
     if not isinstance(prompts, FilePrompts):
         return prompts.count
     path = Path(prompts.path)
@@ -155,6 +181,8 @@ def _prompt_mean(job: Job, count_tokens: Callable[[str], int]) -> tuple[float, s
         )
         texts = [task.prompt for task in tasks]
         return _mean(texts, count_tokens), f"{len(texts)} tasks"
+    if not isinstance(prompts, (FilePrompts, SelfInstructPrompts, EvolInstructPrompts)):
+        return float(_DEFAULT_PROMPT_TOKENS), "assumed"
     path = Path(prompts.path)
     if not path.is_file() or path.suffix == ".parquet":
         return float(_DEFAULT_PROMPT_TOKENS), "assumed"

@@ -17,7 +17,7 @@ import openai
 from distill.errors import TeacherError
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
 from distill.teacher.limits import parse_retry_after
-from distill.teacher.requests import PUBLIC_BASE_URL, ChatRequest, public_url, resolve_base_url, teacher_label
+from distill.teacher.requests import PUBLIC_BASE_URL, Request, public_url, resolve_base_url, teacher_label
 
 _NO_KEY = "no-key"  # the SDK insists on one; servers of one's own ignore it
 _CONNECTIONS_PER_LANE = 8
@@ -103,14 +103,14 @@ class Endpoint:
         for client in self._lanes:
             await client.close()
 
-    async def send(self, request: ChatRequest) -> Reply:
+    async def send(self, request: Request) -> Reply:
         """One attempt. Raises AttemptFailed."""
         self._next_lane = (self._next_lane + 1) % len(self._lanes)
         client = self._lanes[self._next_lane]
         try:
             async with asyncio.timeout(self.teacher.timeout_seconds):
                 response = await client.post(
-                    "/chat/completions", cast_to=httpx2.Response, body=request.body(self.teacher.model)
+                    request.path, cast_to=httpx2.Response, body=request.body(self.teacher.model)
                 )
             return parse_reply(response.content)
         except TimeoutError:
@@ -188,7 +188,7 @@ def parse_reply(content: bytes) -> Reply:
     body = json.loads(content)
     try:
         choice = body["choices"][0]
-        message = choice["message"]
+        message = {"content": choice["text"]} if "text" in choice else choice["message"]
         text = message.get("content") or ""
         refusal = message.get("refusal")
         usage = body.get("usage") or {}

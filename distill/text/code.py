@@ -16,3 +16,8 @@ def extract_code(text: str, entry_point: str | None) -> str:
             if defines.search(block):
                 return block
     return blocks[0] if blocks else text
+
+
+def without_code(text: str) -> str:
+    """A text less its fenced blocks."""
+    return _FENCE.sub(" ", text)

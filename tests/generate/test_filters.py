@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from distill.generate.filters import Likeness, Seen, bad_instruction, rouge_l, words
+from distill.generate.filters import Seen, Unlike, bad_instruction
 from distill.generate.prompts import text_prompt
 from distill.text.code import extract_code
+from distill.text.likeness import rouge_l
 
 
 def longest_common_subsequence(first: list[str], second: list[str]) -> int:
@@ -34,12 +35,12 @@ def test_rouge_l() -> None:
 
 
 def test_likeness_is_rouge_l_over_the_threshold() -> None:
-    likeness = Likeness()
+    likeness = Unlike(profile="english")
     likeness.add("List five uses of a brick in a garden.")
     assert likeness.too_like("List five uses of a brick in the garden!")  # 8 of 9 words: F = 16/18
     assert not likeness.too_like("Name four reasons to plant a tree in a garden.")
     # F = 0.7 exactly is kept: 7 of 10 words in order
-    exact = Likeness()
+    exact = Unlike(profile="english")
     exact.add("a b c d e f g h i j")
     assert not exact.too_like("a b c d e f g x y z")
     assert exact.too_like("a b c d e f g h y z")
@@ -55,11 +56,12 @@ def test_likeness_is_rouge_l_over_the_threshold() -> None:
         ("Describe the picture that you see.", "not_for_text"),
         ("Withdraw money and graphically explain it.", None),
         ("- start with a bullet here", "odd_start"),
+        ("Write a program that sorts numbers.", "write_a_program"),
         ("Écris une lettre à ta mère.", "odd_start"),
     ],
 )
 def test_self_instruct_rules(text: str, reason: str | None) -> None:
-    assert bad_instruction(text) == reason
+    assert bad_instruction(text, profile="english") == reason
 
 
 @pytest.mark.parametrize(
@@ -86,4 +88,3 @@ def test_seen_is_blind_to_case_width_and_space() -> None:
     assert not seen.before(text_prompt("What is 2 + 3?", None))
     assert not seen.before(text_prompt("What is 2 + 2?", "Be brief."))
     assert not seen.before(text_prompt("두 수를 더하세요", None))
-    assert words("Don't stop: 3 more!") == ["don", "t", "stop", "3", "more"]

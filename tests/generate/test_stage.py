@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill.errors import DataError
+from distill.generate.invented import numbered_items
 from distill.generate.output import RowWriter
-from distill.generate.self_instruct import parse_tasks
 from distill.records import INSTRUCTION, SCHEMAS
 from tests.generate.conftest import Project
 from tests.teacher.mock import Body, MockTeacher, Reply, completion
@@ -47,7 +47,7 @@ def test_self_instruct(project: Project) -> None:
         rows = project.data("self")
         metrics = project.manifest("self")["metrics"]
         assert len(rows) == metrics["rows"] == 150
-        assert metrics["dropped"]["task_not_for_text"] >= 16 and metrics["dropped"]["task_too_short"] >= 16
+        assert metrics["dropped"]["prompt_not_for_text"] >= 16 and metrics["dropped"]["prompt_too_short"] >= 16
         assert metrics["answers"] == len(mock.requests)  # inventing is paid for too
         (project.path / "runs/test/generate-self/manifest.json").unlink()
         asked = len(mock.requests)
@@ -68,17 +68,17 @@ def test_self_instruct_gives_up_on_a_teacher_without_ideas(project: Project) -> 
 
 def test_parse_tasks() -> None:
     text = " Name a river.\n10. Sum 1. and 2.\nchatter\n11) Bake bread.\nTask 12: Sing.\n13.\n"
-    assert parse_tasks(text) == ["Name a river.", "Sum 1. and 2.", "Bake bread.", "Sing."]
+    assert numbered_items(text) == ["Name a river.", "Sum 1. and 2.", "Bake bread.", "Sing."]
 
 
 def test_the_seed_tasks_are_well_formed() -> None:
-    from distill.generate.filters import Likeness
+    from distill.generate.filters import Unlike
     from distill.generate.prompts import open_prompts
     from distill.recipe.generate import FilePrompts
 
     texts = [p.question for p in open_prompts(FilePrompts(source="file", path=str(SEEDS)), None).prompts]
     assert 40 <= len(texts) <= 60
-    likeness = Likeness()
+    likeness = Unlike()
     for text in texts:
         assert not likeness.too_like(text), text
         likeness.add(text)

@@ -170,3 +170,10 @@ class MockTeacher:
         extra = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
         fixed = f"content-type: application/json\r\ncontent-length: {len(payload)}\r\n"
         writer.write(f"HTTP/1.1 {reply.status} X\r\n{fixed}{extra}\r\n".encode() + payload)
+
+
+def raw_completion(text: str, *, finish_reason: str = "stop", prompt_tokens: int = 10) -> Reply:
+    """A reply of POST /completions with one choice."""
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 5, "total_tokens": prompt_tokens + 5}
+    choice = {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None}
+    return Reply(body={"id": "cmpl-1", "object": "text_completion", "choices": [choice], "usage": usage})

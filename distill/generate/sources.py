@@ -1,0 +1,72 @@
+"""From a job's `prompts` section to prompts: which method writes them, and which files decide what they are."""
+
+from __future__ import annotations
+
+from distill.generate.alpaca import Alpaca
+from distill.generate.evol_instruct import EvolInstruct
+from distill.generate.exercises import Exercises
+from distill.generate.invented import Invented, Writer, invent
+from distill.generate.magpie import Magpie
+from distill.generate.oss_instruct import OssInstruct
+from distill.generate.prompts import PromptSource, open_prompts
+from distill.generate.self_instruct import SelfInstruct
+from distill.generate.topics import Topics
+from distill.recipe.generate import CodeJob, InstructionJob, PreferenceJob
+from distill.recipe.prompts import (
+    AlpacaPrompts,
+    EvolInstructPrompts,
+    ExercisePrompts,
+    FilePrompts,
+    InventedPrompts,
+    MagpiePrompts,
+    OssInstructPrompts,
+    SelfInstructPrompts,
+    TaskPrompts,
+    TopicPrompts,
+)
+from distill.teacher.client import TeacherClient
+
+AnyJob = InstructionJob | PreferenceJob | CodeJob
+
+
+async def open_source(
+    job: AnyJob, client: TeacherClient, *, method: str, limit: int | None
+) -> tuple[PromptSource, Invented]:
+    """The prompts of a job (only the first `limit` of them are asked for), and what it took to have them written."""
+    section = job.prompts
+    if isinstance(section, (TaskPrompts, FilePrompts)):
+        return open_prompts(section, job.system), Invented()
+    made = await _written(job, section, client, f"{method}:{section.source}", limit)
+    evolved = isinstance(section, EvolInstructPrompts)  # how many come of its rounds is known afterwards only
+    return PromptSource(made.prompts, len(made.prompts) if evolved else section.count), made
+
+
+async def _written(
+    job: AnyJob, section: InventedPrompts, client: TeacherClient, method: str, limit: int | None
+) -> Invented:
+    count = section.count if limit is None else min(limit, section.count)
+    sampling = section.sampling or job.sampling
+    if isinstance(section, EvolInstructPrompts):
+        fewer = section.model_copy(update={"count": count})
+        evolution = EvolInstruct(fewer, system=job.system, sampling=sampling, answering=job.sampling, method=method)
+        return await evolution.evolve(client)
+    return await invent(_writer(job, section, client, method), client, count)
+
+
+def _writer(job: AnyJob, section: InventedPrompts, client: TeacherClient, method: str) -> Writer:
+    sampling, system = section.sampling or job.sampling, job.system
+    match section:
+        case SelfInstructPrompts():
+            return SelfInstruct(section, system=system, sampling=sampling, method=method)
+        case AlpacaPrompts():
+            return Alpaca(section, system=system, sampling=sampling, method=method)
+        case MagpiePrompts():
+            return Magpie(section, teacher=client.teacher, system=system, sampling=sampling, method=method)
+        case TopicPrompts():
+            return Topics(section, system=system, sampling=sampling, method=method)
+        case OssInstructPrompts():
+            return OssInstruct(section, system=system, sampling=sampling, method=method)
+        case ExercisePrompts():
+            return Exercises(section, system=system, sampling=sampling, method=method)
+        case EvolInstructPrompts():
+            raise AssertionError("evolves in rounds of its own")

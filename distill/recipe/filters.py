@@ -1,0 +1,52 @@
+"""What happens to a job's rows before they are written; each removed row is kept beside them with the reason."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from distill.recipe.base import Section
+
+Profile = Literal["unicode", "english"]
+
+
+class Duplicates(Section):
+    """Rows that came before, exactly or nearly (MinHash with LSH)."""
+
+    on: Literal["row", "prompt", "answer"] = Field(default="row", description="the text that is compared")
+    near: bool = True
+    threshold: float = Field(default=0.7, gt=0, le=1, description="Jaccard similarity of n-grams, estimated")
+    ngram: int = Field(default=5, ge=1, description="units in an n-gram: words, or characters of Hangul, Kana, Han")
+    permutations: int = Field(default=256, ge=16, le=4096)
+
+
+class Length(Section):
+    """Bounds of an answer: characters without white space, or words in the english profile."""
+
+    min: int = Field(default=1, ge=0)
+    max: int | None = Field(default=None, ge=1)
+
+
+class Decontaminate(Section):
+    """Rows that contain a benchmark's question, answer or program."""
+
+    files: tuple[str, ...] = Field(min_length=1, description="JSONL or Parquet files of benchmarks")
+    columns: tuple[str, ...] = Field(
+        default=(), description="the columns with texts; empty: every column whose values are texts of 8 units or more"
+    )
+    share: float = Field(default=0.7, gt=0, le=1, description="of a benchmark text's 8-grams; any 13-gram is enough")
+    ast_threshold: float = Field(default=0.9, gt=0, le=1, description="likeness of programs' syntax trees")
+
+
+class Filters(Section):
+    """In this order: length, language, refusals, boilerplate, personal data, benchmarks, duplicates."""
+
+    profile: Profile = Field(default="unicode", description="english: the published word-based rules")
+    length: Length | None = None
+    languages: tuple[str, ...] = Field(default=(), description="ISO codes of answers to keep; unclear ones stay")
+    refusals: bool = False
+    boilerplate: bool = False
+    personal_data: bool = False
+    decontaminate: Decontaminate | None = None
+    duplicates: Duplicates | None = None
