@@ -15,9 +15,10 @@ from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
 from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
 from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
-from distill.teacher.limits import Bucket, Gate, Limits, backoff_seconds
+from distill.teacher.limits import Gate, Limits
 from distill.teacher.pricing import rates_of
-from distill.teacher.requests import Answer, ChatRequest, KeyMaker, teacher_identity, teacher_label
+from distill.teacher.rates import Bucket, backoff_seconds
+from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
 
 FAILURES_IN_A_ROW = 20
 
@@ -87,7 +88,7 @@ class TeacherClient:
     async def __aexit__(self, *_: object) -> None:
         await self.endpoint.close()
 
-    def key(self, request: ChatRequest) -> str:
+    def key(self, request: Request) -> str:
         """The request's key in the ledger."""
         return self._keys.key(request)
 
@@ -95,7 +96,7 @@ class TeacherClient:
         """Dollars of the whole ledger, this session included."""
         return self._spent_before + self.usage.spent_usd
 
-    async def ask(self, request: ChatRequest) -> Answer:
+    async def ask(self, request: Request) -> Answer:
         """The committed answer, from the ledger where it is there. Equal requests under way are asked once."""
         key = self._keys.key(request)
         under_way = self._asking.get(key)
@@ -124,13 +125,13 @@ class TeacherClient:
         future.set_result(answer)
         return answer
 
-    async def stream(self, requests: Iterable[ChatRequest]) -> AsyncIterator[tuple[ChatRequest, Answer | TeacherError]]:
+    async def stream(self, requests: Iterable[Request]) -> AsyncIterator[tuple[Request, Answer | TeacherError]]:
         """Answers (or failures) in the order of the requests, which are taken from the iterable as room comes free.
 
         Raises the reason when the client stops; what was answered until then is in the ledger.
         """
 
-        async def outcome(request: ChatRequest) -> tuple[ChatRequest, Answer | TeacherError]:
+        async def outcome(request: Request) -> tuple[Request, Answer | TeacherError]:
             try:
                 return request, await self.ask(request)
             except TeacherError as error:
@@ -148,7 +149,7 @@ class TeacherClient:
             self._stop_event.set()
             self._gate.close(reason)
 
-    async def _ask_anew(self, key: str, request: ChatRequest) -> Answer:
+    async def _ask_anew(self, key: str, request: Request) -> Answer:
         """All attempts at one request, then the commit of what came of it."""
         tokens = request.estimated_tokens()
         deadline = self._clock() + self.teacher.deadline_seconds
@@ -156,13 +157,17 @@ class TeacherClient:
         sent = failures = 0
         while True:
             await self._gate.enter(tokens)
-            started_at = self._clock()
+            started_at, number = self._clock(), self.limits.started
             self.usage.sent += 1
             sent += 1
             try:
                 reply = await self.endpoint.send(request)
-                self.limits.answered(tokens, reply.prompt_tokens + reply.completion_tokens)
-                return await self._commit(key, request, reply, sent, self._clock() - started_at)
+                seconds = self._clock() - started_at
+                used = reply.prompt_tokens + reply.completion_tokens
+                self.limits.answered(tokens, used, seconds=seconds, completion_tokens=reply.completion_tokens)
+                if reply.news is not None:
+                    self.limits.told(reply.news, number=number, now=self._clock())
+                return await self._commit(key, request, reply, sent, seconds)
             except AttemptFailed as failed:
                 attempt = failed.attempt
                 wait = self._learn(attempt, sent, started_at)  # before anybody else is let through
@@ -182,8 +187,7 @@ class TeacherClient:
         if attempt.slow_down:
             self.usage.refusals += 1
             self.limits.refused(started_at=started_at, now=self._clock(), retry_after=attempt.retry_after)
-            if attempt.retry_after is not None:
-                return 0.0  # the gate makes everybody wait
+            return 0.0  # the gate makes everybody wait
         return backoff_seconds(sent, self._rng)
 
     async def _rest(self, seconds: float) -> None:
@@ -194,10 +198,12 @@ class TeacherClient:
         if self.stopped is not None:
             raise self.stopped
 
-    async def _commit(self, key: str, request: ChatRequest, reply: Reply, attempts: int, seconds: float) -> Answer:
+    async def _commit(self, key: str, request: Request, reply: Reply, attempts: int, seconds: float) -> Answer:
         cost = None
         if self.rates is not None:
-            cost = self.rates.cost_usd(reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
+            cost = self.rates.cost_usd(
+                reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, reply.reasoning_tokens
+            )
         answer = Answer(
             key=key,
             text=reply.text,
@@ -210,6 +216,9 @@ class TeacherClient:
             attempts=attempts,
             latency_seconds=seconds,
             created_at=time.time(),
+            reasoning_tokens=reply.reasoning_tokens,
+            logprobs=reply.logprobs,
+            teacher=self.label,
         )
         self.usage.spent_usd += cost or 0.0
         self._check_budget()
@@ -221,9 +230,7 @@ class TeacherClient:
         self.usage.completion_tokens += reply.completion_tokens
         return answer
 
-    async def _give_up(
-        self, key: str, request: ChatRequest, attempt: Attempt, attempts: int, helpless: bool
-    ) -> NoReturn:
+    async def _give_up(self, key: str, request: Request, attempt: Attempt, attempts: int, helpless: bool) -> NoReturn:
         """Record the failure, stop everything where it is everybody's, and raise it."""
         error = attempt.error
         self.usage.failed += 1
@@ -249,5 +256,5 @@ class TeacherClient:
             message = f"the budget of ${budget:g} is spent (${self.spent_usd():.4f}, earlier sessions included)"
             self.stop(TeacherError(message, remedy="raise teacher.budget_usd and run again: nothing is asked twice"))
 
-    def _asker(self, request: ChatRequest) -> Asker:
+    def _asker(self, request: Request) -> Asker:
         return Asker(self.label, request.method, request.seed_row, request.sample)

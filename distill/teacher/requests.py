@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from distill.errors import DistillError
@@ -17,15 +17,16 @@ from distill.records import Message
 from distill.runs import digest_of, file_digest
 
 PUBLIC_BASE_URL = "https://api.openai.com/v1"
-Endpoint = Literal["chat"]
+Endpoint = Literal["chat", "completions"]
 _DECISIVE_SUFFIXES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question. Every field but `method` and `seed_row` changes the answer and is part of its key.
+    """One question. Every field but the last three changes the answer and is part of its key.
 
-    `sample` tells apart several draws of the same question; `method` and `seed_row` only say in the ledger who asked.
+    `sample` tells apart several draws of the same question; `logprobs` asks for so many of the most likely tokens;
+    `method` and `seed_row` only say in the ledger who asked; `teacher` names one of several teachers.
     """
 
     messages: tuple[Message, ...]
@@ -33,21 +34,84 @@ class ChatRequest:
     sample: int = 0
     method: str = ""
     seed_row: str = ""
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+    teacher: str | None = None
+
+    @property
+    def path(self) -> str:
+        return "/chat/completions"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return "chat"
+
+    def question(self) -> object:
+        """What is asked, for the key."""
+        return [[message["role"], message["content"]] for message in self.messages]
 
     def body(self, model: str) -> dict[str, object]:
         """The JSON of POST /chat/completions."""
-        return {
-            "model": model,
-            "messages": self.messages,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "max_tokens": self.sampling.max_tokens,
-        }
+        body = {"model": model, "messages": self.messages, **_sampling_fields(self.sampling, self.stop)}
+        if self.logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.logprobs}
+        return body
 
     def estimated_tokens(self) -> int:
         """Upper guess at prompt plus completion tokens, for limits declared per minute: a token in three bytes."""
         prompt_bytes = sum(len(message["content"].encode()) for message in self.messages)
         return prompt_bytes // 3 + 4 * len(self.messages) + self.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """Raw text to go on with, without a chat template; fields as in `ChatRequest`."""
+
+    prompt: str
+    sampling: Sampling
+    sample: int = 0
+    method: str = ""
+    seed_row: str = ""
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+    teacher: str | None = None
+
+    @property
+    def path(self) -> str:
+        return "/completions"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return "completions"
+
+    def question(self) -> object:
+        """What is asked, for the key."""
+        return self.prompt
+
+    def body(self, model: str) -> dict[str, object]:
+        """The JSON of POST /completions."""
+        body = {"model": model, "prompt": self.prompt, **_sampling_fields(self.sampling, self.stop)}
+        if self.logprobs:
+            body["logprobs"] = self.logprobs
+        return body
+
+    def estimated_tokens(self) -> int:
+        """Upper guess at prompt plus completion tokens."""
+        return len(self.prompt.encode()) // 3 + self.sampling.max_tokens
+
+
+Request = ChatRequest | CompletionRequest
+
+
+def _sampling_fields(sampling: Sampling, stop: tuple[str, ...]) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+    }
+    if stop:
+        fields["stop"] = stop
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +130,9 @@ class Answer:
     created_at: float  # Unix seconds
     refusal: str | None = None
     from_ledger: bool = False
+    reasoning_tokens: int = 0  # among completion_tokens
+    logprobs: bytes | None = None  # packed: `logprobs.unpack` reads them
+    teacher: str = ""  # label of the one that answered
 
 
 def resolve_base_url(teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | None) -> str:
@@ -114,18 +181,22 @@ def public_url(url: str) -> str:
 class KeyMaker:
     """Request keys for one teacher: sha256 over its identity, the endpoint, the question and the sample index."""
 
-    def __init__(self, identity: str, endpoint: Endpoint = "chat") -> None:
-        head = json.dumps([identity, endpoint], ensure_ascii=False)
-        self._head = hashlib.sha256(head.encode())
+    def __init__(self, identity: str) -> None:
+        self._heads = {
+            endpoint: hashlib.sha256(json.dumps([identity, endpoint], ensure_ascii=False).encode())
+            for endpoint in get_args(Endpoint)
+        }
         self._sampling: dict[Sampling, str] = {}
 
-    def key(self, request: ChatRequest) -> str:
+    def key(self, request: Request) -> str:
         """64 hex digits; equal for equal questions, whoever asks."""
         sampling = self._sampling.get(request.sampling)
         if sampling is None:
             sampling = request.sampling.model_dump_json()
             self._sampling[request.sampling] = sampling
-        turns = [[message["role"], message["content"]] for message in request.messages]
-        sha = self._head.copy()
-        sha.update(json.dumps([turns, sampling, request.sample], ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        asked = [request.question(), sampling, request.sample]
+        if request.stop or request.logprobs:  # left out where they are not used: older keys stay valid
+            asked.append([request.stop, request.logprobs])
+        sha = self._heads[request.endpoint].copy()
+        sha.update(json.dumps(asked, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return sha.hexdigest()

@@ -29,6 +29,9 @@ ANSWER = Answer(
     attempts=3,
     latency_seconds=0.5,
     created_at=1.5,
+    reasoning_tokens=3,
+    logprobs=b"\x00packed",
+    teacher="mock",
 )
 
 
