@@ -3,7 +3,7 @@
     python generate_peers.py NAME SETTINGS.json
 
 Prints a line of JSON: seconds, CPU seconds and peak memory without imports, and the rows delivered. Standard library
-and the peer only. `aiohttp` and `sdk` are what one writes oneself: a semaphore, and no retries (aiohttp) or the SDK's two.
+and the peer only. `aiohttp` and `sdk` are what one writes oneself: a semaphore, and no retries (aiohttp) or two.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from statistics import median
 _TOLERANCE = 2.0  # a server may be twice as slow as at its best: batching does that too
 _FEWEST_SAMPLES = 16
 _OVERHEAD_TOKENS = 32  # what prompt and network cost, in tokens of answer
-_DRIFT = 1.005
 _DEEPEST_CUT = 0.5
 _SMALLEST_CUT = 0.8  # what a smaller one does could not be told from noise
 
@@ -40,7 +39,7 @@ class QueueSense:
         self._samples.append(seconds / (completion_tokens + _OVERHEAD_TOKENS))
         if len(self._samples) < (_FEWEST_SAMPLES if self.best is None else max(_FEWEST_SAMPLES, allowed)):
             return None
-        current = median(self._samples)
+        current = median(self._samples[-max(_FEWEST_SAMPLES, len(self._samples) // 4) :])  # a queue may be growing
         self._samples.clear()
         if self._cut is not None:
             allowed_before, latency_expected = self._cut
@@ -51,7 +50,6 @@ class QueueSense:
         if self.best is None or current < self.best:
             self.best = current
             return None
-        self.best *= _DRIFT
         share = max(_DEEPEST_CUT, _TOLERANCE * self.best / current)
         if share > _SMALLEST_CUT or in_flight < 0.9 * allowed - 1:
             return None
