@@ -143,7 +143,10 @@ class Connection(asyncio.Protocol):
     def complete(self, body: bytes) -> None:
         mock, now = self.mock, time.monotonic()
         stats, behaviour = mock.stats, mock.behaviour
-        content = json.loads(body)["messages"][-1]["content"]
+        messages = json.loads(body)["messages"]
+        if not messages:  # a probe for headers, no row
+            return self.write(400, b'{"error":{"message":"no messages","type":"mock","param":null,"code":null}}')
+        content = messages[-1]["content"]
         prompt = content if isinstance(content, str) else content[0]["text"]
         stats.received += 1
         stats.first_at = stats.first_at or now

@@ -18,7 +18,6 @@ class Price(Section):
     output: float | None = Field(default=None, ge=0)
     cached_input: float | None = Field(default=None, ge=0, description="null: as input")
     reasoning: float | None = Field(default=None, ge=0, description="null: as output, of which they are a part")
-    batch: float | None = Field(default=None, ge=0, le=1, description="share of the price in batch mode")
 
 
 class TeacherCommon(Section):

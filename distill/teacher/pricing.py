@@ -13,19 +13,18 @@ from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
 
 PRICES_PATH = Path(__file__).with_name("prices.toml")
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-_FIELDS = {"input", "cached_input", "output", "reasoning", "batch"}
+_FIELDS = {"input", "cached_input", "output", "reasoning"}
 
 
 @dataclass(frozen=True)
 class Rates:
     """Dollars per million tokens. `cached_input` is what prompt tokens cost that the provider had cached, `reasoning`
-    what hidden ones of the answer cost (None: as any other); `batch` is the share that a batch is billed at."""
+    what hidden ones of the answer cost (None: as any other)."""
 
     input: float
     output: float
     cached_input: float | None = None
     reasoning: float | None = None
-    batch: float | None = None
 
     def cost_usd(
         self,
@@ -33,16 +32,13 @@ class Rates:
         completion_tokens: int,
         cached_tokens: int = 0,
         reasoning_tokens: int = 0,
-        *,
-        batched: bool = False,
     ) -> float:
         """Dollars of one request; `cached_tokens` are among `prompt_tokens`, `reasoning_tokens` in the completion's."""
         cached_rate = self.input if self.cached_input is None else self.cached_input
         reasoning_rate = self.output if self.reasoning is None else self.reasoning
         prompt = (prompt_tokens - cached_tokens) * self.input + cached_tokens * cached_rate
         answer = (completion_tokens - reasoning_tokens) * self.output + reasoning_tokens * reasoning_rate
-        share = self.batch if batched and self.batch is not None else 1.0
-        return share * (prompt + answer) / 1e6
+        return (prompt + answer) / 1e6
 
 
 FREE = Rates(input=0.0, output=0.0)
@@ -84,7 +80,6 @@ def rates_of(
         output=output_rate,
         cached_input=price.cached_input if price.cached_input is not None else kept.cached_input,
         reasoning=price.reasoning if price.reasoning is not None else kept.reasoning,
-        batch=price.batch if price.batch is not None else (listed.batch if listed else None),
     )
 
 
@@ -103,7 +98,7 @@ def _listed(model: str, prices_path: Path) -> Rates | None:
 def _rates(name: str, line: object, prices_path: Path) -> Rates:
     if not isinstance(line, dict) or not {"input", "output"} <= set(line) <= _FIELDS:
         raise DistillError(
-            f"{prices_path}: '{name}' needs input and output, and may have cached_input, reasoning and batch",
+            f"{prices_path}: '{name}' needs input and output, and may have cached_input and reasoning",
             remedy="mend the file",
         )
     if any(isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0 for rate in line.values()):

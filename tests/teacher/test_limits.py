@@ -148,7 +148,7 @@ def test_gate_is_fair_and_lets_go() -> None:
 def provider(
     limits: Limits, rows: int, *, per_second: float, burst: float, retry_after: float | None
 ) -> tuple[float, int]:
-    """A provider with a token bucket, answers after 0.2 s, refusals after 2 ms; the end of the last row, and refusals."""
+    """A provider with a token bucket, answers after 0.2 s, refusals after 2 ms: the end, and refusals."""
     now, level, updated, refusals, done, waiting = 0.0, burst, 0.0, 0, 0, rows
     events: list[tuple[float, int, float, bool]] = []
     number = 0
