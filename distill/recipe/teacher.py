@@ -16,6 +16,8 @@ class Price(Section):
 
     input: float | None = Field(default=None, ge=0)
     output: float | None = Field(default=None, ge=0)
+    cached_input: float | None = Field(default=None, ge=0, description="null: as input")
+    reasoning: float | None = Field(default=None, ge=0, description="null: as output, of which they are a part")
 
 
 class TeacherCommon(Section):
@@ -29,8 +31,11 @@ class TeacherCommon(Section):
     timeout_seconds: float = Field(default=120.0, gt=0, description="for one attempt")
     deadline_seconds: float = Field(default=600.0, gt=0, description="for all attempts at a request and waits between")
     max_attempts: int = Field(default=6, ge=1, le=100, description="a refused rate (429, 503) is no failed attempt")
-    price: Price | None = Field(default=None, description="overrides the project's price file")
-    budget_usd: float | None = Field(default=None, gt=0)
+    price: Price | None = Field(default=None, description="overrides the price files")
+    budget_usd: float | None = Field(default=None, gt=0, description="hard stop over all sessions of a run")
+    transport: Literal["auto", "sdk"] = Field(
+        default="auto", description="sdk: always the official SDK; auto: it where a proxy or an odd URL needs it"
+    )
 
 
 class OpenAITeacher(TeacherCommon):

@@ -15,8 +15,9 @@ from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
 from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
 from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
-from distill.teacher.limits import Bucket, Gate, Limits, backoff_seconds
+from distill.teacher.limits import Gate, Limits
 from distill.teacher.pricing import rates_of
+from distill.teacher.rates import Bucket, backoff_seconds
 from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
 
 FAILURES_IN_A_ROW = 20
@@ -97,6 +98,8 @@ class TeacherClient:
 
     async def ask(self, request: Request) -> Answer:
         """The committed answer, from the ledger where it is there. Equal requests under way are asked once."""
+        if request.teacher not in (None, self.label):
+            raise TeacherError(f"no teacher '{request.teacher}'", remedy=f"there is {self.label}")
         key = self._keys.key(request)
         under_way = self._asking.get(key)
         if under_way is not None:
@@ -156,13 +159,17 @@ class TeacherClient:
         sent = failures = 0
         while True:
             await self._gate.enter(tokens)
-            started_at = self._clock()
+            started_at, number = self._clock(), self.limits.started
             self.usage.sent += 1
             sent += 1
             try:
                 reply = await self.endpoint.send(request)
-                self.limits.answered(tokens, reply.prompt_tokens + reply.completion_tokens)
-                return await self._commit(key, request, reply, sent, self._clock() - started_at)
+                seconds = self._clock() - started_at
+                used = reply.prompt_tokens + reply.completion_tokens
+                self.limits.answered(tokens, used, seconds=seconds, completion_tokens=reply.completion_tokens)
+                if reply.news is not None:
+                    self.limits.told(reply.news, number=number, now=self._clock())
+                return await self._commit(key, request, reply, sent, seconds)
             except AttemptFailed as failed:
                 attempt = failed.attempt
                 wait = self._learn(attempt, sent, started_at)  # before anybody else is let through
@@ -182,8 +189,7 @@ class TeacherClient:
         if attempt.slow_down:
             self.usage.refusals += 1
             self.limits.refused(started_at=started_at, now=self._clock(), retry_after=attempt.retry_after)
-            if attempt.retry_after is not None:
-                return 0.0  # the gate makes everybody wait
+            return 0.0  # the gate makes everybody wait
         return backoff_seconds(sent, self._rng)
 
     async def _rest(self, seconds: float) -> None:
@@ -197,7 +203,9 @@ class TeacherClient:
     async def _commit(self, key: str, request: Request, reply: Reply, attempts: int, seconds: float) -> Answer:
         cost = None
         if self.rates is not None:
-            cost = self.rates.cost_usd(reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
+            cost = self.rates.cost_usd(
+                reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, reply.reasoning_tokens
+            )
         answer = Answer(
             key=key,
             text=reply.text,
@@ -210,6 +218,9 @@ class TeacherClient:
             attempts=attempts,
             latency_seconds=seconds,
             created_at=time.time(),
+            reasoning_tokens=reply.reasoning_tokens,
+            logprobs=reply.logprobs,
+            teacher=self.label,
         )
         self.usage.spent_usd += cost or 0.0
         self._check_budget()

@@ -36,7 +36,9 @@ CREATE TABLE IF NOT EXISTS answers (
     cost_usd REAL,
     attempts INTEGER NOT NULL,
     latency_seconds REAL NOT NULL,
-    created_at REAL NOT NULL
+    created_at REAL NOT NULL,
+    reasoning_tokens INTEGER NOT NULL DEFAULT 0,
+    logprobs BLOB
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (
     key TEXT PRIMARY KEY,
@@ -51,13 +53,17 @@ CREATE TABLE IF NOT EXISTS failures (
     created_at REAL NOT NULL
 ) WITHOUT ROWID;
 """
-_VERSION = 1
-_PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_VERSION = 2
+_FROM_VERSION_1 = """
+ALTER TABLE answers ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE answers ADD COLUMN logprobs BLOB;
+"""
+_PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _PUT_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?)"
 _CLEAR_FAILURE = "DELETE FROM failures WHERE key = ?"
 _GET_ANSWER = (
     "SELECT text, finish_reason, prompt_tokens, completion_tokens, cached_tokens, cost_usd, attempts, latency_seconds,"
-    " created_at, refusal FROM answers WHERE key = ?"
+    " created_at, refusal, reasoning_tokens, logprobs, teacher FROM answers WHERE key = ?"
 )
 _GET_FAILURE = "SELECT message, status FROM failures WHERE key = ? AND permanent = 1"
 _MOST_IN_A_COMMIT = 512
@@ -161,6 +167,8 @@ class Ledger:
             answer.attempts,
             answer.latency_seconds,
             answer.created_at,
+            answer.reasoning_tokens,
+            answer.logprobs,
         )
         await self._commit([(_PUT_ANSWER, row), (_CLEAR_FAILURE, (answer.key,))])
 
@@ -222,7 +230,8 @@ class Ledger:
 
 
 def _answer(key: str, row: tuple[Any, ...]) -> Answer:
-    text, finish_reason, prompt, completion, cached, cost, attempts, latency, created_at, refusal = row
+    text, finish_reason, prompt, completion, cached, cost, attempts, latency, created_at, refusal, *newer = row
+    reasoning, logprobs, teacher = newer
     return Answer(
         key=key,
         text=text,
@@ -236,6 +245,9 @@ def _answer(key: str, row: tuple[Any, ...]) -> Answer:
         created_at=created_at,
         refusal=refusal,
         from_ledger=True,
+        reasoning_tokens=reasoning,
+        logprobs=logprobs,
+        teacher=teacher,
     )
 
 
@@ -265,11 +277,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
+        if version not in (0, 1, _VERSION):
             raise sqlite3.DatabaseError(f"it is of version {version}, this program reads {_VERSION}")
-        if version == 0:
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version={_VERSION}")
+        if version != _VERSION:  # in one transaction: a kill leaves the old version or the new
+            change = _SCHEMA if version == 0 else _FROM_VERSION_1
+            connection.executescript(f"BEGIN IMMEDIATE;{change}PRAGMA user_version={_VERSION};COMMIT;")
     except sqlite3.Error:
         connection.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -12,38 +13,74 @@ from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
 
 PRICES_PATH = Path(__file__).with_name("prices.toml")
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-_FIELDS = {"input", "cached_input", "output"}
+_FIELDS = {"input", "cached_input", "output", "reasoning"}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Dollars per million tokens. `cached_input` is what prompt tokens cost that the provider had cached."""
+    """Dollars per million tokens. `cached_input` is what prompt tokens cost that the provider had cached, `reasoning`
+    what hidden ones of the answer cost (None: as any other)."""
 
     input: float
     output: float
     cached_input: float | None = None
+    reasoning: float | None = None
 
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Dollars of one request; `cached_tokens` are among `prompt_tokens`."""
+    def cost_usd(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
+    ) -> float:
+        """Dollars of one request; `cached_tokens` are among `prompt_tokens`, `reasoning_tokens` in the completion's."""
         cached_rate = self.input if self.cached_input is None else self.cached_input
-        fresh = prompt_tokens - cached_tokens
-        return (fresh * self.input + cached_tokens * cached_rate + completion_tokens * self.output) / 1e6
+        reasoning_rate = self.output if self.reasoning is None else self.reasoning
+        prompt = (prompt_tokens - cached_tokens) * self.input + cached_tokens * cached_rate
+        answer = (completion_tokens - reasoning_tokens) * self.output + reasoning_tokens * reasoning_rate
+        return (prompt + answer) / 1e6
 
 
 FREE = Rates(input=0.0, output=0.0)
 
 
-def rates_of(teacher: OpenAITeacher | EmbeddedTeacher, prices_path: Path = PRICES_PATH) -> Rates | None:
-    """The teacher's rates, or None where they are unknown. A teacher of our own costs nothing a token."""
+def user_prices_path() -> Path:
+    """The user's own price file, there or not: DISTILL_PRICES, else the configuration folder's distill/prices.toml."""
+    named = os.environ.get("DISTILL_PRICES")
+    if named:
+        return Path(named)
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(folder) / "distill" / "prices.toml"
+
+
+def rates_of(
+    teacher: OpenAITeacher | EmbeddedTeacher, prices_path: Path = PRICES_PATH, user_path: Path | None = None
+) -> Rates | None:
+    """The teacher's rates: the recipe's, else a line of the user's file, else of the project's; None: unknown.
+
+    A teacher of our own costs nothing a token.
+    """
     price = teacher.price
-    listed = FREE if isinstance(teacher, EmbeddedTeacher) else _listed(teacher.model, prices_path)
-    if price is None or (price.input is None and price.output is None):
+    user_path = user_path or user_prices_path()
+    listed: Rates | None = FREE
+    if not isinstance(teacher, EmbeddedTeacher):
+        listed = _listed(teacher.model, user_path) if user_path.is_file() else None
+        listed = listed or _listed(teacher.model, prices_path)
+    if price is None:
         return listed
+    own = price.input is not None or price.output is not None
     input_rate = price.input if price.input is not None else (listed.input if listed else None)
     output_rate = price.output if price.output is not None else (listed.output if listed else None)
     if input_rate is None or output_rate is None:
         return None
-    return Rates(input=input_rate, output=output_rate)
+    # A cached or reasoning rate of the file belongs to the file's other rates, not to the recipe's.
+    kept = FREE if own or listed is None else listed
+    return Rates(
+        input=input_rate,
+        output=output_rate,
+        cached_input=price.cached_input if price.cached_input is not None else kept.cached_input,
+        reasoning=price.reasoning if price.reasoning is not None else kept.reasoning,
+    )
 
 
 def _listed(model: str, prices_path: Path) -> Rates | None:
@@ -61,7 +98,8 @@ def _listed(model: str, prices_path: Path) -> Rates | None:
 def _rates(name: str, line: object, prices_path: Path) -> Rates:
     if not isinstance(line, dict) or not {"input", "output"} <= set(line) <= _FIELDS:
         raise DistillError(
-            f"{prices_path}: '{name}' needs input and output, and may have cached_input", remedy="mend the file"
+            f"{prices_path}: '{name}' needs input and output, and may have cached_input and reasoning",
+            remedy="mend the file",
         )
     if any(isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0 for rate in line.values()):
         raise DistillError(f"{prices_path}: '{name}': a rate is a number of dollars, 0 or more", remedy="mend the file")

@@ -13,14 +13,14 @@ from distill.recipe.teacher import OpenAITeacher
 from distill.teacher.requests import ChatRequest
 
 
-@pytest.fixture
-def make_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAITeacher]:
-    """An OpenAI teacher with the mock's model name; keyword arguments override its settings."""
+@pytest.fixture(params=["auto", "sdk"])
+def make_teacher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAITeacher]:
+    """An OpenAI teacher with the mock's model name, over each transport; keyword arguments override its settings."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
     def make(base_url: str, **settings: Any) -> OpenAITeacher:
-        return OpenAITeacher(model="mock", base_url=base_url, **settings)
+        return OpenAITeacher(model="mock", base_url=base_url, **{"transport": request.param, **settings})
 
     return make
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distill.errors import DistillError, TeacherError
+from distill.recipe.generate import Sampling
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher, Price
 from distill.teacher.client import FAILURES_IN_A_ROW, TeacherClient, Usage
 from distill.teacher.ledger import Ledger
-from distill.teacher.requests import Answer, ChatRequest
+from distill.teacher.logprobs import Position, unpack
+from distill.teacher.requests import Answer, ChatRequest, CompletionRequest
 from tests.teacher.mock import Body, MockTeacher, Reply, Respond, completion, error
 
 MakeTeacher = Callable[..., OpenAITeacher]
@@ -303,3 +306,66 @@ def test_memory_is_bounded_by_pulling_requests_as_room_comes_free(
 
     with MockTeacher() as mock, Ledger(ledger_path) as ledger:
         asyncio.run(main(ledger, make_teacher(mock.base_url, max_concurrency=8)))
+
+
+def test_a_completion_goes_on_from_raw_text(make_teacher: MakeTeacher, ledger_path: Path) -> None:
+    """Its own endpoint and body, and a key that a chat of the same text does not have."""
+
+    def respond(body: Body, number: int) -> Reply:
+        usage = {"prompt_tokens": 2, "completion_tokens": 3}
+        return Reply(body={"choices": [{"text": f"{body['prompt']}!", "finish_reason": "stop"}], "usage": usage})
+
+    request = CompletionRequest("<|user|>", Sampling(max_tokens=9), stop=("<|end|>",))
+    with MockTeacher(respond) as mock:
+        teacher = make_teacher(mock.base_url)
+        for _ in range(2):
+            outcomes, _ = run(teacher, ledger_path, [request])  # type: ignore[list-item]
+            assert text_of(outcomes[0]) == "<|user|>!"
+        assert mock.requests == [
+            {
+                "model": "mock",
+                "prompt": "<|user|>",
+                "temperature": 0.7,
+                "top_p": 1.0,
+                "max_tokens": 9,
+                "stop": ["<|end|>"],
+            }
+        ]
+
+
+def test_log_probabilities_are_asked_for_and_kept(make_teacher: MakeTeacher, ask: Ask, ledger_path: Path) -> None:
+    top = [{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "?", "logprob": -1.25, "bytes": [226, 130]}]
+    content = [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": top}]
+
+    def respond(body: Body, number: int) -> Reply:
+        reply = completion("a").body
+        assert reply is not None
+        reply["choices"][0]["logprobs"] = {"content": content}
+        return Reply(body=reply)
+
+    with MockTeacher(respond) as mock:
+        asked = replace(ask("q"), logprobs=2)
+        for _ in range(2):  # from the teacher, then from the ledger
+            outcomes, _ = run(make_teacher(mock.base_url), ledger_path, [asked])
+            assert isinstance(outcomes[0], Answer) and outcomes[0].logprobs is not None
+            assert unpack(outcomes[0].logprobs) == [Position(b"a", -0.5, ((b"a", -0.5), (b"\xe2\x82", -1.25)))]
+        assert len(mock.requests) == 1 and mock.requests[0]["top_logprobs"] == 2
+        run(make_teacher(mock.base_url), ledger_path, [ask("q")])
+        assert len(mock.requests) == 2  # without them it is another question
+        with pytest.raises(TeacherError, match="no teacher 'other' -> there is mock"):
+            asyncio.run(_ask_other(make_teacher(mock.base_url), ledger_path, replace(ask("q"), teacher="other")))
+
+
+async def _ask_other(teacher: OpenAITeacher, path: Path, request: ChatRequest) -> None:
+    with Ledger(path) as ledger:
+        async with TeacherClient(teacher, ledger) as client:
+            await client.ask(request)
+
+
+def test_a_redirect_does_not_carry_the_key_away(make_teacher: MakeTeacher, ask: Ask, ledger_path: Path) -> None:
+    moved = Reply(status=301, raw=b"moved", headers={"Location": "https://elsewhere.example/v1"})
+    with MockTeacher(lambda body, n: moved) as mock:
+        teacher = make_teacher(mock.base_url, transport="auto")
+        with pytest.raises(TeacherError, match="redirects .301. to https://elsewhere.example/v1"):
+            run(teacher, ledger_path, [ask("a")])
+        assert len(mock.requests) == 1

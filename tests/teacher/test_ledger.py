@@ -29,6 +29,9 @@ ANSWER = Answer(
     attempts=3,
     latency_seconds=0.5,
     created_at=1.5,
+    reasoning_tokens=3,
+    logprobs=b"\x00packed",
+    teacher="mock",
 )
 
 
@@ -127,3 +130,42 @@ def test_a_write_that_fails_is_an_error_for_whoever_waits(ledger_path: Path) -> 
         ledger._writer.execute("PRAGMA max_page_count=100000")
         asyncio.run(ledger.put_answer(ANSWER, ASKER))
         assert ledger.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "last"), [(1031, 20), pytest.param(1031, 4200, marks=pytest.mark.slow)], ids=["some", "every byte"]
+)
+def test_a_tail_torn_at_any_byte_loses_only_what_is_torn(tmp_path: Path, step: int, last: int) -> None:
+    """The write-ahead log cut at each of its last bytes (4,200: the whole last frame) and, wider apart, before them: a
+    ledger opens, has the transactions that were whole, and takes new answers."""
+    path = tmp_path / "whole.sqlite"
+    ledger = Ledger(path)
+    for number in range(8):
+        asyncio.run(ledger.put_answer(replace(ANSWER, key=f"k{number}"), ASKER))
+    database, log = path.read_bytes(), path.with_name(path.name + "-wal").read_bytes()
+    ledger.close()
+    counts = []
+    torn = tmp_path / "torn.sqlite"
+    for length in sorted({*range(0, len(log), step), *range(len(log) - last, len(log) + 1)}):
+        torn.write_bytes(database)
+        torn.with_name("torn.sqlite-shm").unlink(missing_ok=True)
+        torn.with_name("torn.sqlite-wal").write_bytes(log[:length])
+        with Ledger(torn) as opened:
+            count = opened.count()
+            assert all((opened.find(f"k{number}") is not None) == (number < count) for number in range(8))
+            asyncio.run(opened.put_answer(replace(ANSWER, key="new"), ASKER))
+            assert opened.count() == count + 1
+        counts.append(count)
+    assert counts == sorted(counts) and counts[-1] == 8 and set(counts) == set(range(9))
+
+
+def test_a_ledger_of_version_1_is_brought_up_to_date(ledger_path: Path) -> None:
+    with Ledger(ledger_path) as ledger:
+        asyncio.run(ledger.put_answer(ANSWER, ASKER))
+    old = sqlite3.connect(ledger_path)
+    old.executescript("ALTER TABLE answers DROP COLUMN logprobs; ALTER TABLE answers DROP COLUMN reasoning_tokens;")
+    old.execute("PRAGMA user_version=1")
+    old.close()
+    with Ledger(ledger_path) as ledger:
+        expected = replace(ANSWER, from_ledger=True, logprobs=None, reasoning_tokens=0)
+        assert ledger.find("k0") == expected

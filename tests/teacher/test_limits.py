@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import heapq
 
 import pytest
 
-from distill.teacher.limits import Bucket, Gate, Limits, backoff_seconds, parse_retry_after
-
-NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, None),
-        ("1", 1.0),
-        ("0.25", 0.25),
-        ("0", 0.0),
-        ("Tue, 14 Nov 2023 22:13:50 GMT", 30.0),
-        ("Tue, 14 Nov 2023 22:12:00 GMT", 0.0),  # has passed
-        ("999999999", 120.0),  # absurd
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 120.0),
-        ("-3", None),
-        ("nan", None),
-        ("inf", None),
-        ("soon", None),
-        ("", None),
-    ],
-)
-def test_retry_after(value: str | None, seconds: float | None) -> None:
-    assert parse_retry_after(value, now_unix_seconds=NOW) == seconds
-
-
-def test_backoff_doubles_and_is_bounded() -> None:
-    rng = random.Random(0)
-    for failed, ceiling in ((1, 0.25), (2, 0.5), (5, 4.0), (20, 30.0), (5000, 30.0)):
-        waits = [backoff_seconds(failed, rng) for _ in range(200)]
-        assert ceiling / 2 <= min(waits) and max(waits) <= ceiling
-        assert max(waits) - min(waits) > ceiling / 4  # spread, so that waiters do not return together
+from distill.teacher.latency import QueueSense
+from distill.teacher.limits import Gate, Limits
+from distill.teacher.rates import Bucket, RateNews
 
 
 def run_limits(limits: Limits, requests: int, *, tokens: int = 0, latency: float = 0.0) -> list[float]:
@@ -51,7 +21,7 @@ def run_limits(limits: Limits, requests: int, *, tokens: int = 0, latency: float
             limits.end()
         wait = limits.wait_seconds(tokens, now)
         if wait == 0:
-            limits.start(tokens)
+            limits.start(tokens, now)
             started.append(now)
             ends.append(now + latency)
         else:
@@ -60,28 +30,35 @@ def run_limits(limits: Limits, requests: int, *, tokens: int = 0, latency: float
 
 
 def test_declared_requests_per_minute() -> None:
-    """50 a second declared as 3,000 a minute: a burst of 50, then one each 20 ms: the 1,000th starts at 19 s."""
-    started = run_limits(Limits(10_000, requests=Bucket(3000)), 1000)
-    assert started[49] == 0.0
-    assert started[50] == pytest.approx(0.02)
-    assert started[999] == pytest.approx(19.0)
+    """50 a second declared as 3,000 a minute: a burst of 45, then one each 20 ms: the 1,000th starts at 19.1 s."""
+    limits = Limits(10_000, requests=Bucket(3000))
+    limits.allowed = 10_000
+    started = run_limits(limits, 1000)
+    assert started[44] == 0.0
+    assert started[45] == pytest.approx(0.02)
+    assert started[999] == pytest.approx(19.1)
 
 
 def test_declared_tokens_per_minute() -> None:
-    """6,000 tokens a minute are 100 a second: requests of 50 start two a second; one of 1,000 leaves a debt of 9 s."""
+    """6,000 tokens a minute are 100 a second, 90 at once: requests of 45 start two at once, then each 0.45 s; after one
+    of 1,000 the next waits until 1,000 are there again."""
     limits = Limits(10_000, tokens=Bucket(6000))
-    assert run_limits(limits, 6, tokens=50) == pytest.approx([0, 0, 0.5, 1.0, 1.5, 2.0])
+    assert run_limits(limits, 6, tokens=45) == pytest.approx([0, 0, 0.45, 0.9, 1.35, 1.8])
     big = Limits(10_000, tokens=Bucket(6000))
     assert run_limits(big, 2, tokens=1000) == pytest.approx([0.0, 10.0])
 
 
+def answer(limits: Limits, seconds: float = 0.1, tokens: int = 10, estimated: int = 0, used: int = 0) -> None:
+    limits.answered(estimated, used, seconds=seconds, completion_tokens=tokens)
+
+
 def test_estimates_that_were_too_high_are_given_back() -> None:
     limits = Limits(10_000, tokens=Bucket(6000))
-    limits.start(100)
-    assert limits.wait_seconds(100, 0.0) == pytest.approx(1.0)
-    limits.answered(estimated_tokens=100, used_tokens=40)
-    assert limits.wait_seconds(60, 0.0) == 0.0
-    assert limits.wait_seconds(100, 0.0) == pytest.approx(0.4)
+    limits.start(90, 0.0)
+    assert limits.wait_seconds(90, 0.0) == pytest.approx(0.9)
+    answer(limits, estimated=90, used=40)
+    assert limits.wait_seconds(50, 0.0) == 0.0
+    assert limits.wait_seconds(90, 0.0) == pytest.approx(0.4)
 
 
 def test_concurrency_bounds_throughput() -> None:
@@ -89,22 +66,46 @@ def test_concurrency_bounds_throughput() -> None:
     assert run_limits(Limits(4), 12, latency=0.5) == [0.0] * 4 + [0.5] * 4 + [1.0] * 4
 
 
+def test_the_ramp() -> None:
+    """32 at once, 32 more each 50 ms as long as nothing is refused, and one more for each answer."""
+    limits = Limits(100)
+    started = run_limits(limits, 100, latency=10.0)
+    assert started == pytest.approx([0.0] * 32 + [0.05] * 32 + [0.1] * 32 + [0.15] * 4)
+    fresh = Limits(100)
+    answer(fresh)
+    assert fresh.allowed == 33
+    fresh.in_flight = 33
+    fresh.refused(started_at=0.0, now=0.01, retry_after=None)
+    assert fresh.allowed == 16.5 and fresh.wait_seconds(0, 100.0) is None  # no ramp after a refusal
+
+
 def test_refusals_halve_once_a_round_and_answers_grow_back() -> None:
     limits = Limits(64)
+    limits.allowed, limits.in_flight = 64.0, 64
     for _ in range(10):  # ten requests of one burst are refused: one decrease
         limits.refused(started_at=0.0, now=1.0, retry_after=None)
     assert limits.allowed == 32
-    limits.refused(started_at=1.5, now=2.0, retry_after=None)
-    assert limits.allowed == 16
-    for _ in range(16):  # a full round of 16 answers allows about 64/32 = 2 more
-        limits.answered(0, 0)
-    assert 17.8 < limits.allowed < 18.0
+    for _ in range(32):  # a full round of 32 answers allows about 64/32 = 2 more
+        answer(limits)
+    assert 33.8 < limits.allowed < 34.0
     for _ in range(10_000):
-        limits.answered(0, 0)
+        answer(limits)
     assert limits.allowed == 64
-    for now in range(100, 200):
-        limits.refused(started_at=now - 0.5, now=now, retry_after=None)
-    assert limits.allowed == 1.0
+
+
+def test_the_cool_down_without_a_header_doubles() -> None:
+    """0.1 s, doubling while no answer comes, never more than half a minute."""
+    limits = Limits(8)
+    waits = []
+    now = 0.0
+    for _ in range(12):
+        limits.refused(started_at=now, now=now, retry_after=None)
+        waits.append(limits.cool_until - now)
+        now = limits.cool_until + 1
+    assert waits == pytest.approx([min(30.0, 0.1 * 2**n) for n in range(12)])
+    answer(limits)
+    limits.refused(started_at=now, now=now, retry_after=None)
+    assert limits.cool_until - now == pytest.approx(0.1)
 
 
 def test_a_cool_down_is_shared() -> None:
@@ -142,3 +143,109 @@ def test_gate_is_fair_and_lets_go() -> None:
             await gate.enter(0)
 
     asyncio.run(main())
+
+
+def provider(
+    limits: Limits, rows: int, *, per_second: float, burst: float, retry_after: float | None
+) -> tuple[float, int]:
+    """A provider with a token bucket, answers after 0.2 s, refusals after 2 ms: the end, and refusals."""
+    now, level, updated, refusals, done, waiting = 0.0, burst, 0.0, 0, 0, rows
+    events: list[tuple[float, int, float, bool]] = []
+    number = 0
+    while done < rows:
+        wait = limits.wait_seconds(0, now) if waiting else None
+        if wait == 0:
+            waiting -= 1
+            number += 1
+            level, updated = min(burst, level + (now - updated) * per_second), now
+            taken = level >= 1
+            level -= taken
+            limits.start(0, now)
+            heapq.heappush(events, (now + (0.2 if taken else 0.002), number, now, taken))
+            continue
+        if events and (wait is None or events[0][0] <= now + wait):
+            now, _, started_at, taken = heapq.heappop(events)
+            limits.end()
+            if taken:
+                done += 1
+                answer(limits, seconds=now - started_at)
+            else:
+                refusals += 1
+                waiting += 1
+                limits.refused(started_at=started_at, now=now, retry_after=retry_after)
+        else:
+            assert wait is not None
+            now += wait
+    return now, refusals
+
+
+@pytest.mark.parametrize("per_second", [20, 50, 200])
+@pytest.mark.parametrize("retry_after", [1.0, None])
+def test_an_undeclared_rate_is_found(per_second: int, retry_after: float | None) -> None:
+    """1,000 rows; the ideal is the burst at once and the rest at the rate."""
+    end, refusals = provider(Limits(100), 1000, per_second=per_second, burst=per_second, retry_after=retry_after)
+    assert end <= (1000 - per_second) / per_second + 1.4
+    assert refusals <= (50 if retry_after else 75)
+
+
+def test_a_provider_with_a_small_burst() -> None:
+    """20 a second, 5 at once, no header: 1,000 rows in at most a tenth more than 50 s."""
+    end, refusals = provider(Limits(100), 1000, per_second=20, burst=5, retry_after=None)
+    assert end <= 55
+    assert refusals <= 75
+
+
+def test_told_to_wait_by_headers() -> None:
+    """Five may still go by the reply to request 10; six went since: all wait until the reset."""
+    limits = Limits(32)
+    for _ in range(15):
+        limits.start(0, 0.0)
+    limits.told(RateNews(6, 3.0, None, 0.0), number=10, now=1.0)
+    assert limits.wait_seconds(0, 1.0) == 0.0
+    limits.told(RateNews(5, 3.0, None, 0.0), number=10, now=1.0)
+    assert limits.wait_seconds(0, 1.0) == pytest.approx(3.0)
+    declared = Limits(32, requests=Bucket(60_000))
+    declared.told(RateNews(0, 3.0, None, 0.0), number=0, now=1.0)
+    assert declared.wait_seconds(0, 1.0) == 0.0
+
+
+def queueing(slots: int, concurrency: int, rounds: int) -> list[float]:
+    """A server that answers `slots` at once, each in a second, and queues the others: what is allowed, by answer."""
+    limits = Limits(concurrency)
+    now, free, ends = 0.0, [0.0] * slots, []
+    seen = []
+    while len(seen) < rounds:
+        while limits.wait_seconds(0, now) == 0:
+            limits.start(0, now)
+            begin = max(now, heapq.heappop(free))
+            heapq.heappush(free, begin + 1.0)
+            heapq.heappush(ends, (begin + 1.0, now))
+        ramp = limits.wait_seconds(0, now)
+        if ramp is not None and (not ends or now + ramp < ends[0][0]):
+            now += ramp
+            continue
+        now, started_at = heapq.heappop(ends)
+        limits.end()
+        answer(limits, seconds=now - started_at, tokens=100)
+        seen.append(limits.allowed)
+    return seen
+
+
+def test_a_queueing_server_is_sent_no_more_than_it_takes() -> None:
+    """40 slots, 400 allowed: about twice what is needed stays in flight; with 400 slots nothing is held back."""
+    late = queueing(40, 400, 20_000)[10_000:]
+    assert min(late) >= 40 and max(late) < 160
+    assert min(queueing(400, 400, 20_000)[10_000:]) == 400
+
+
+def test_longer_answers_are_no_queue() -> None:
+    """Latency a token triples with other prompts and stays so whatever is allowed: the cut is taken back."""
+    sense = QueueSense()
+    allowed = 100.0
+    lowest = allowed
+    for number in range(5000):
+        slow = 3.0 if number > 1000 else 1.0
+        changed = sense.answered(slow, 68, in_flight=int(allowed), allowed=allowed)
+        allowed = allowed if changed is None else changed
+        lowest = min(lowest, allowed)
+    assert 50 <= lowest < 100 and allowed == 100.0

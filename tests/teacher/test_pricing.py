@@ -26,6 +26,23 @@ def test_cost_counts_cached_tokens_at_their_own_rate(prices: Path) -> None:
     assert Rates(2.0, 8.0).cost_usd(1500, 0, 500) == pytest.approx(0.003)
 
 
+def test_reasoning_tokens_have_their_own_rate() -> None:
+    # 100 of the 250 completion tokens are hidden, at $20 a million: 150 x 8 + 100 x 20 = 3,200 millionths
+    assert Rates(0.0, 8.0, reasoning=20.0).cost_usd(0, 250, 0, 100) == pytest.approx(0.0032)
+    assert Rates(0.0, 8.0).cost_usd(0, 250, 0, 100) == pytest.approx(0.002)
+
+
+def test_a_file_of_the_users_own_comes_first(prices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('["big-1"]\ninput = 1.0\noutput = 3.0\n')
+    monkeypatch.setenv("DISTILL_PRICES", str(own))
+    assert rates_of(OpenAITeacher(model="big-1"), prices) == Rates(1.0, 3.0)
+    monkeypatch.setenv("DISTILL_PRICES", str(tmp_path / "missing.toml"))
+    assert rates_of(OpenAITeacher(model="big-1"), prices) == Rates(2.0, 8.0, 0.5)
+    cached = OpenAITeacher(model="big-1", price=Price(input=1.0, output=2.0, cached_input=0.1))
+    assert rates_of(cached, prices) == Rates(1.0, 2.0, 0.1)
+
+
 @pytest.mark.parametrize("model", ["big-1", "vendor/big-1", "big-1-2025-01-31", "vendor/big-1-2025-01-31"])
 def test_prefix_and_date_are_ignored(model: str, prices: Path) -> None:
     assert rates_of(OpenAITeacher(model=model), prices) is not None

@@ -1,0 +1,47 @@
+"""One generate job as `benchmarks.generate` measures it: the whole stage, ledger and Parquet included.
+
+    python -m benchmarks.generate_ours SETTINGS.json
+
+Prints a line of JSON: seconds, CPU seconds and peak memory of the job itself, imports left out, and the exit code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from distill.errors import DistillError
+from distill.generate import job as _imported_before_the_clock_starts  # noqa: F401
+from distill.generate import stage
+from distill.recipe.schema import Recipe
+from distill.runs import Run
+
+
+def main() -> None:
+    recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    code, message = 0, ""
+    try:
+        stage.run(recipe, Run(recipe), base_url=lambda: None, console=Console(file=io.StringIO()))
+    except DistillError as error:
+        code, message = error.exit_code, str(error)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    result = {
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "peak_mib": after.ru_maxrss / 1024,
+        "start_mib": before.ru_maxrss / 1024,
+        "exit_code": code,
+        "message": message,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

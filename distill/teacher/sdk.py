@@ -1,0 +1,61 @@
+"""The official SDK as a transport, without its retries and its parsing into models: proxies, redirects, odd URLs."""
+
+from __future__ import annotations
+
+import httpx2
+import openai
+
+from distill.teacher.transport import LOOPBACK, HttpReply, Unreachable
+
+_CONNECTIONS_PER_LANE = 8
+_CONNECT_SECONDS = 10.0
+
+
+class SdkTransport:
+    """`openai.AsyncOpenAI` with `max_retries=0`.
+
+    Its connection pool looks at every connection for every request; several small pools keep that short.
+    """
+
+    def __init__(self, base_url: str, api_key: str, *, num_connections: int) -> None:
+        loopback = httpx2.URL(base_url).host in LOOPBACK
+        verify = httpx2.create_ssl_context() if base_url.startswith("https") else False
+        self._lanes = [
+            openai.AsyncOpenAI(
+                base_url=base_url,
+                api_key=api_key,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(
+                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0),
+                    timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+                    trust_env=not loopback,
+                    verify=verify,
+                ),
+            )
+            for _ in range(-(-num_connections // _CONNECTIONS_PER_LANE))
+        ]
+        self._next_lane = 0
+
+    async def request(self, method: str, path: str, body: bytes | None, content_type: str) -> HttpReply:
+        """One exchange. Raises Unreachable."""
+        self._next_lane = (self._next_lane + 1) % len(self._lanes)
+        client = self._lanes[self._next_lane]
+        try:
+            if method == "GET":
+                reply = await client.get(path, cast_to=httpx2.Response)
+            else:
+                headers = {"content-type": content_type}
+                reply = await client.post(
+                    path, cast_to=httpx2.Response, content=body or b"", options={"headers": headers}
+                )
+        except openai.APIStatusError as error:
+            reply = error.response
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise Unreachable(str(cause) or type(cause).__name__) from None
+        return HttpReply(reply.status_code, dict(reply.headers), reply.content)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._lanes:
+            await client.close()
