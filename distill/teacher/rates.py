@@ -14,7 +14,9 @@ from email.utils import parsedate_to_datetime
 LONGEST_RETRY_AFTER_SECONDS = 120.0
 FIRST_BACKOFF_SECONDS = 0.125
 LONGEST_BACKOFF_SECONDS = 30.0
-_BURST_SECONDS = 0.9  # of a declared rate; less than the second's worth that providers keep, for requests bunch up
+# Of a declared rate: requests are delayed unequally on their way, and so come faster at times than they were sent.
+_BURST_SECONDS = 0.75  # a quarter less than the second's worth that providers keep
+_SHARE = 0.99
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
@@ -81,7 +83,7 @@ def backoff_seconds(failed_attempts: int, rng: random.Random) -> float:
 
 @dataclass
 class Bucket:
-    """A token bucket for a declared rate; a request bigger than what it holds goes through and leaves a debt."""
+    """A token bucket just below a declared rate; a request bigger than what it holds goes through, leaving a debt."""
 
     per_minute: float
     level: float = field(init=False)
@@ -94,12 +96,16 @@ class Bucket:
     def capacity(self) -> float:
         return max(1.0, self.per_minute / 60 * _BURST_SECONDS)
 
+    @property
+    def per_second(self) -> float:
+        return self.per_minute / 60 * _SHARE
+
     def wait_seconds(self, amount: float, now: float) -> float:
         """Seconds until `amount` may be taken; 0: now."""
-        self.level = min(self.capacity, self.level + max(0.0, now - self.updated) * self.per_minute / 60)
+        self.level = min(self.capacity, self.level + max(0.0, now - self.updated) * self.per_second)
         self.updated = now
         missing = min(amount, self.capacity) - self.level
-        return 0.0 if missing <= 1e-9 else missing * 60 / self.per_minute
+        return 0.0 if missing <= 1e-9 else missing / self.per_second
 
     def take(self, amount: float) -> None:
         """Take `amount`, or give back with a negative one (an estimate that was too high)."""

@@ -30,22 +30,22 @@ def run_limits(limits: Limits, requests: int, *, tokens: int = 0, latency: float
 
 
 def test_declared_requests_per_minute() -> None:
-    """50 a second declared as 3,000 a minute: a burst of 45, then one each 20 ms: the 1,000th starts at 19.1 s."""
+    """50 a second declared as 3,000 a minute: a burst of 37.5, then 49.5 a second: the 1,000th starts after 19.44 s."""
     limits = Limits(10_000, requests=Bucket(3000))
     limits.allowed = 10_000
     started = run_limits(limits, 1000)
-    assert started[44] == 0.0
-    assert started[45] == pytest.approx(0.02)
-    assert started[999] == pytest.approx(19.1)
+    assert started[36] == 0.0
+    assert started[37] == pytest.approx(0.5 / 49.5)
+    assert started[999] == pytest.approx((1000 - 37.5) / 49.5)
 
 
 def test_declared_tokens_per_minute() -> None:
-    """6,000 tokens a minute are 100 a second, 90 at once: requests of 45 start two at once, then each 0.45 s; after one
-    of 1,000 the next waits until 1,000 are there again."""
+    """6,000 tokens a minute are 75 at once and 99 a second: requests of 45 start one at once, one when 15 more are
+    there, then one each 45; after one of 1,000 the next waits until 1,000 are there again."""
     limits = Limits(10_000, tokens=Bucket(6000))
-    assert run_limits(limits, 6, tokens=45) == pytest.approx([0, 0, 0.45, 0.9, 1.35, 1.8])
+    assert run_limits(limits, 4, tokens=45) == pytest.approx([0, 15 / 99, 60 / 99, 105 / 99])
     big = Limits(10_000, tokens=Bucket(6000))
-    assert run_limits(big, 2, tokens=1000) == pytest.approx([0.0, 10.0])
+    assert run_limits(big, 2, tokens=1000) == pytest.approx([0.0, 1000 / 99])
 
 
 def answer(limits: Limits, seconds: float = 0.1, tokens: int = 10, estimated: int = 0, used: int = 0) -> None:
@@ -54,11 +54,11 @@ def answer(limits: Limits, seconds: float = 0.1, tokens: int = 10, estimated: in
 
 def test_estimates_that_were_too_high_are_given_back() -> None:
     limits = Limits(10_000, tokens=Bucket(6000))
-    limits.start(90, 0.0)
-    assert limits.wait_seconds(90, 0.0) == pytest.approx(0.9)
-    answer(limits, estimated=90, used=40)
-    assert limits.wait_seconds(50, 0.0) == 0.0
-    assert limits.wait_seconds(90, 0.0) == pytest.approx(0.4)
+    limits.start(75, 0.0)
+    assert limits.wait_seconds(75, 0.0) == pytest.approx(75 / 99)
+    answer(limits, estimated=75, used=40)
+    assert limits.wait_seconds(35, 0.0) == 0.0
+    assert limits.wait_seconds(75, 0.0) == pytest.approx(40 / 99)
 
 
 def test_concurrency_bounds_throughput() -> None:
