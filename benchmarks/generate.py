@@ -246,7 +246,8 @@ def main() -> int:
     for name in sorted(absent):
         print(f"{name}: not installed (see --peers)")
     if options.json is not None:
-        command = " ".join(["python -m benchmarks.generate", *sys.argv[1:]])
+        shown = ["DIR" if part == str(options.peers) else part for part in sys.argv[1:]]  # no path of this machine
+        command = " ".join(["python -m benchmarks.generate", *shown])
         details = {"concurrency": CONCURRENCY, "not_installed": sorted(absent), "failures": failures}
         write_json(options.json, envelope(what="generate", command=command, rows=rows, details=details))
     return 0 if all(row.ok is not False for row in rows) else 1
