@@ -89,5 +89,4 @@ def completion_of(sequence: Sequence, reason: FinishReason, tokenizer: PreTraine
         prompt_tokens=sequence.num_prompt,
         logprobs=tuple(sequence.logprobs) if params.logprobs is not None else None,
         prompt_logprobs=tuple(sequence.prompt_logprobs) if params.prompt_logprobs is not None else None,
-        cached_tokens=sequence.cached_tokens,
     )

@@ -24,7 +24,6 @@ class Sequence:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])  # as far as they are known
-    cached_tokens: int = 0  # prompt tokens found in the prefix cache
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_reported_logprobs: int = 0
 

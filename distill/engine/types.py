@@ -113,7 +113,6 @@ class Completion:
     prompt_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # one a prompt token; the first has none
-    cached_tokens: int = 0  # prompt tokens that the prefix cache had
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,6 @@ class EngineStats:
 
     steps: int = 0
     prefill_tokens: int = 0  # computed in prefill, recomputation after preemption included
-    cached_tokens: int = 0  # taken from the prefix cache instead
-    prefix_hits: int = 0  # admissions that took any
     decode_tokens: int = 0  # computed one a sequence and step
     sampled_tokens: int = 0
     preemptions: int = 0
@@ -141,5 +138,5 @@ class EngineStats:
     prefill_seconds: float = 0.0  # steps that held any prefill
     decode_seconds: float = 0.0  # steps of pure decode
     blocks_used: int = 0  # owned by a sequence
-    blocks_free: int = 0  # the rest; what the prefix cache keeps is free too, until it is needed
+    blocks_free: int = 0  # the rest
     blocks_peak: int = 0  # most blocks ever used at once

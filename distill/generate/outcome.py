@@ -69,14 +69,13 @@ class Workbench:
     async def samples(self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int) -> list[Answer]:
         """Usable answers to the prompt, no text twice; the others are noted with their reasons.
 
-        A prompt that came with its answer has that one.
+        A prompt that came with its answer has that one as its first.
         """
-        if prompt.given is not None:
-            return self._usable(outcome, prompt, [prompt.given])
+        given = [] if prompt.given is None else [prompt.given]
         drawn = await asyncio.gather(
-            *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(count))
+            *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(len(given), count))
         )
-        return self._usable(outcome, prompt, drawn)
+        return self._usable(outcome, prompt, [*given, *drawn])
 
     def _usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
         usable: list[Answer] = []

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from distill.errors import DataError
 from distill.recipe.generate import CodeJob, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
-from distill.recipe.prompts import AlpacaPrompts, EvolInstructPrompts, InventedPrompts
+from distill.recipe.prompts import (
+    AlpacaPrompts,
+    EvolInstructPrompts,
+    ExercisePrompts,
+    InventedPrompts,
+    OssInstructPrompts,
+    TopicPrompts,
+)
 from distill.recipe.schema import Plan
 from distill.recipe.train import DpoEntry, Entry, LmEntry
 from distill.teacher.pricing import Rates
@@ -22,6 +29,8 @@ _JUDGE_ANSWER_TOKENS = 128
 _YES_NO_TOKENS = 4
 _ALL_PAIRS_UP_TO = 4
 _DEFAULT_PROMPT_TOKENS = 100
+_WRITTEN_TESTS_TOKENS = 256
+_WITH_ANSWERS = (AlpacaPrompts, OssInstructPrompts, ExercisePrompts)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
     answer = plan.completion_tokens if plan.completion_tokens is not None else job.sampling.max_tokens / 2
     if prompts is None:
         return JobCost(job.name, job.kind, None, None, None, None, None, None, mean, source)
-    requests = float(prompts * job.samples)
+    written_too = isinstance(job.prompts, _WITH_ANSWERS)  # the first answer comes with the prompt
+    requests = float(prompts * (job.samples - written_too))
     asked, answered = requests * mean, requests * answer
     if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
         writing = _writing(job.prompts, mean, answer)
@@ -66,6 +76,10 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
         requests += comparisons
         asked += comparisons * (mean + 2 * answer)
         answered += comparisons * _JUDGE_ANSWER_TOKENS
+    if isinstance(job, CodeJob) and job.write_tests:  # at most: prompts that bring tests need none
+        requests += prompts * job.samples
+        asked += prompts * job.samples * (mean + _DEFAULT_PROMPT_TOKENS)
+        answered += prompts * job.samples * _WRITTEN_TESTS_TOKENS
     if isinstance(job, CodeJob) and job.educational:
         requests += prompts * job.samples
         asked += prompts * job.samples * (mean + answer)
@@ -96,6 +110,12 @@ def _writing(section: InventedPrompts, mean: float, answer: float) -> _Writing:
     if isinstance(section, AlpacaPrompts):
         new = section.tasks - section.examples
         return _Writing(1 / new, (section.examples * (mean + answer) + _DEFAULT_PROMPT_TOKENS) / new, mean + answer)
+    if isinstance(section, TopicPrompts):
+        return _Writing(1 / section.tasks, _DEFAULT_PROMPT_TOKENS / section.tasks, mean)
+    if isinstance(section, ExercisePrompts):
+        return _Writing(1 / section.exercises, _DEFAULT_PROMPT_TOKENS / section.exercises, mean + answer)
+    if isinstance(section, OssInstructPrompts):
+        return _Writing(1, 2 * _DEFAULT_PROMPT_TOKENS, mean + answer)
     return _Writing(1, _DEFAULT_PROMPT_TOKENS, mean)
 
 

@@ -27,8 +27,6 @@ def render(engine: Engine, requests: Requests, num_open: int) -> str:
         ("sequences_finished_total", "counter", "sequences finished", stats.finished),
         ("preemptions_total", "counter", "sequences put back for want of blocks", stats.preemptions),
         ("prefill_tokens_total", "counter", "prompt tokens computed", stats.prefill_tokens),
-        ("cached_tokens_total", "counter", "prompt tokens taken from the prefix cache", stats.cached_tokens),
-        ("prefix_hits_total", "counter", "sequences that began with cached tokens", stats.prefix_hits),
         ("decode_tokens_total", "counter", "tokens computed one a step", stats.decode_tokens),
         ("sampled_tokens_total", "counter", "tokens sampled", stats.sampled_tokens),
         ("steps_total", "counter", "forward passes", stats.steps),

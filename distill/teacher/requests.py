@@ -23,10 +23,10 @@ _DECISIVE_SUFFIXES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".mode
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question. Every field but the last three changes the answer and is part of its key.
+    """One question. Every field but `method` and `seed_row` changes the answer and is part of its key.
 
     `sample` tells apart several draws of the same question; `logprobs` asks for so many of the most likely tokens;
-    `method` and `seed_row` only say in the ledger who asked; `teacher` names one of several teachers.
+    `method` and `seed_row` only say in the ledger who asked.
     """
 
     messages: tuple[Message, ...]
@@ -36,7 +36,6 @@ class ChatRequest:
     seed_row: str = ""
     stop: tuple[str, ...] = ()
     logprobs: int = 0
-    teacher: str | None = None
 
     @property
     def path(self) -> str:
@@ -74,7 +73,6 @@ class CompletionRequest:
     seed_row: str = ""
     stop: tuple[str, ...] = ()
     logprobs: int = 0
-    teacher: str | None = None
 
     @property
     def path(self) -> str:

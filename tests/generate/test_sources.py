@@ -23,6 +23,51 @@ def test_alpaca_reads_whole_tasks_only() -> None:
     assert parse_tasks(text, first=4, cut_off=False)[1] == 1
 
 
+def test_alpaca_brings_the_first_answer_and_only_others_are_drawn(project: Project) -> None:
+    def respond(body: Body, number: int) -> Reply:
+        text = str(body["messages"][-1]["content"])
+        if text.startswith("Continue a list"):
+            assert "1. Instruction: Add the numbers." in text and text.endswith("2. Instruction:")
+            return completion(" Name a long river.\n2. Input:\n<noinput>\n2. Output:\nThe Nile")
+        assert text == "Name a long river."
+        return completion("The Amazon")
+
+    prompts = {"source": "alpaca", "path": str(project.path / "seeds.jsonl"), "count": 1, "examples": 1, "tasks": 2}
+    seed = {"instruction": "Add the numbers.", "input": "1, 2", "output": "3"}
+    project.prompts([seed], name="seeds.jsonl")
+    job = {"name": "alp", "kind": "instruction", "prompts": prompts, "samples": 2}
+    with MockTeacher(respond) as mock:
+        project.run(project.recipe(mock.base_url, job))
+    assert [row["messages"][-1]["content"] for row in project.data("alp")] == ["The Nile", "The Amazon"]
+
+
+def test_topics_come_in_turn_and_cut_off_tasks_do_not_count(project: Project) -> None:
+    """Two topics, two tasks a request; the reply about the second ends inside a task, and one task repeats another."""
+    (project.path / "topics.txt").write_text("# a comment\ntides\n\nbread\n")
+    asked: list[str] = []
+
+    def respond(body: Body, number: int) -> Reply:
+        text = str(body["messages"][-1]["content"])
+        if not text.startswith("Write 2 different tasks"):
+            return completion("Thus.")
+        asked.append("tides" if "topic: tides" in text else "bread")
+        if asked[-1] == "tides":
+            return completion("1. Why does the sea rise twice a day?\n2. Why does the sea rise twice in a day?")
+        return completion("1. How is sourdough kept alive?\n2. Describe the", finish_reason="length")
+
+    prompts = {"source": "topics", "path": str(project.path / "topics.txt"), "count": 2, "tasks": 2}
+    job = {"name": "top", "kind": "instruction", "prompts": prompts}
+    with MockTeacher(respond) as mock:
+        project.run(project.recipe(mock.base_url, job, max_concurrency=1))
+    rows = project.data("top")
+    assert asked == ["tides", "bread"]
+    assert [(row["messages"][0]["content"], row["family"]) for row in rows] == [
+        ("Why does the sea rise twice a day?", "topic:tides"),
+        ("How is sourdough kept alive?", "topic:bread"),
+    ]
+    assert [row["reason"] for row in project.rejected("top")] == ["prompt_too_like_another"]
+
+
 def test_evol_instruct_eliminates() -> None:
     assert len(OPERATIONS) == 6
     assert bad_response("Sorry, no. " + "word " * 70, "english") == "answer_refuses"

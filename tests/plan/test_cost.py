@@ -17,6 +17,7 @@ from distill.plan.cost import (
     training_rows,
 )
 from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, Sampling, SelfInstructPrompts
+from distill.recipe.prompts import AlpacaPrompts, TopicPrompts
 from distill.recipe.schema import Plan
 from distill.recipe.train import DpoEntry, LmEntry, SftEntry
 from distill.teacher.pricing import Rates
@@ -73,6 +74,25 @@ def test_self_instruct_pays_for_the_writing_of_prompts() -> None:
     job = InstructionJob(name="s", kind="instruction", prompts=prompts)
     cost = job_cost(job, plan=PLAN, rates=None, count_tokens=len)
     assert (cost.requests, cost.prompt_tokens, cost.completion_tokens) == (20, 1000 + 4000, 500 + 1000)
+
+
+def test_answers_that_come_with_their_prompts_are_not_asked_again() -> None:
+    """Alpaca at 3 of 20: 17 new tasks a request, answers among them; the second sample of each is asked for."""
+    prompts = AlpacaPrompts(source="alpaca", count=170)
+    once = InstructionJob(name="a", kind="instruction", prompts=prompts)
+    twice = once.model_copy(update={"samples": 2})
+    assert job_cost(once, plan=PLAN, rates=None, count_tokens=len).requests == 10
+    assert job_cost(twice, plan=PLAN, rates=None, count_tokens=len).requests == 180
+
+
+def test_written_tests_ask_once_more_a_row(tmp_path: Path) -> None:
+    job = CodeJob(name="c", kind="code", prompts=_file_prompts(tmp_path, 10), samples=2, write_tests=3)
+    assert job_cost(job, plan=PLAN, rates=None, count_tokens=len).requests == 40
+
+
+def test_topics_bring_several_prompts_a_request() -> None:
+    job = InstructionJob(name="t", kind="instruction", prompts=TopicPrompts(source="topics", count=100, tasks=10))
+    assert job_cost(job, plan=PLAN, rates=None, count_tokens=len).requests == 110
 
 
 def test_missing_file_is_unknown_and_a_bad_line_is_named(tmp_path: Path) -> None:

@@ -352,14 +352,6 @@ def test_log_probabilities_are_asked_for_and_kept(make_teacher: MakeTeacher, ask
         assert len(mock.requests) == 1 and mock.requests[0]["top_logprobs"] == 2
         run(make_teacher(mock.base_url), ledger_path, [ask("q")])
         assert len(mock.requests) == 2  # without them it is another question
-        with pytest.raises(TeacherError, match="no teacher 'other' -> there is mock"):
-            asyncio.run(_ask_other(make_teacher(mock.base_url), ledger_path, replace(ask("q"), teacher="other")))
-
-
-async def _ask_other(teacher: OpenAITeacher, path: Path, request: ChatRequest) -> None:
-    with Ledger(path) as ledger:
-        async with TeacherClient(teacher, ledger) as client:
-            await client.ask(request)
 
 
 def test_a_redirect_does_not_carry_the_key_away(make_teacher: MakeTeacher, ask: Ask, ledger_path: Path) -> None:
