@@ -31,7 +31,9 @@ def test_texts_under_eight_units_are_counted_and_not_looked_for() -> None:
 
 
 def test_a_program_is_known_by_its_shape_whatever_its_names() -> None:
-    form = "def {f}({xs}):\n    {s} = 0\n    for x in {xs}:\n        if x > 3:\n            {s} += x * x\n    return {s}"
+    form = (
+        "def {f}({xs}):\n    {s} = 0\n    for x in {xs}:\n        if x > 3:\n            {s} += x * x\n    return {s}"
+    )
     program = form.format(f="total", xs="items", s="s")
     bench = Benchmark()
     bench.add_program(program, "task/1")
