@@ -208,7 +208,9 @@ def _supervise(libc: ctypes.CDLL, job: dict[str, object], namespaces: bool) -> d
     for kill in (os.kill, os.killpg):  # the first process of a PID namespace takes all others with it
         with contextlib.suppress(OSError):
             kill(candidate, signal.SIGKILL)
-    status = os.waitpid(candidate, 0)[1]
+    _, status, usage = os.wait4(candidate, 0)
+    if not stopped and usage.ru_utime + usage.ru_stime >= limits["cpu_seconds"]:
+        stopped = "timeout"  # the first process of a namespace ignores SIGXCPU and ends by SIGKILL
     return {
         "raw": raw.decode(errors="replace"),
         "stopped": stopped,

@@ -127,6 +127,14 @@ def test_limits(code: str, reason: str, isolation: Isolation) -> None:
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.parametrize("isolation", BOTH)
+def test_running_out_of_cpu_time_is_a_timeout(isolation: Isolation) -> None:
+    limits = Limits(cpu_seconds=1, wall_seconds=8.0)
+    code = "def f(x):\n    while True:\n        pass"
+    verdict = run_code(code, TESTS, entry_point="f", limits=limits, isolation=isolation)
+    assert (verdict.reason, verdict.seconds < 5) == ("timeout", True)
+
+
 def test_a_flood_on_stdout_goes_nowhere() -> None:
     code = "def f(x):\n    for _ in range(2000):\n        print('x' * 1000)\n    return x + 1"
     assert run(code).reason == "passed"
