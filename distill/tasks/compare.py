@@ -9,6 +9,7 @@ import random
 from distill.judge.pairwise import FRAMINGS, HELD_OUT_FRAMINGS, Judgement, reply
 from distill.tasks.build import split_answer
 from distill.tasks.code_mistakes import wrong_code_answer
+from distill.tasks.derail import derailed, near_answer, right_but_unlike
 from distill.tasks.families import INSTRUCTION_FAMILIES, SOLVED_FAMILIES
 from distill.tasks.mistakes import wrong_instruction_answer
 from distill.tasks.phrasing import pick, render_plainly, render_varied
@@ -19,6 +20,10 @@ JUDGE = "judge"
 RIGHT_GRADE = 5
 INSTRUCTION_SHARE = 0.6
 CODE_FAMILIES = SOLVED_FAMILIES[len(INSTRUCTION_FAMILIES) :]
+DERAILED_SHARE = 0.6  # of wrong answers; the others hold one typical mistake
+# Of right answers to instructions: without their steps or after wrong ones, so that what is expected must be solved.
+UNLIKE_SHARE = 0.4
+_BY_NAME = {family.name: family for family in SOLVED_FAMILIES}
 
 
 def final_answer(text: str) -> str | None:
@@ -34,17 +39,30 @@ def grade(task: Task, text: str, *, ok: bool) -> int:
     return 2 if complete else 1
 
 
-def wrong_answers(task: Task, rng: random.Random) -> str:
-    """A wrong answer to an instruction or code task, made from the reference by a typical mistake."""
+def _wrong_answer(task: Task, rng: random.Random) -> str:
+    if rng.random() < DERAILED_SHARE:
+        stranger = pick(rng, INSTRUCTION_FAMILIES if task.kind == "instruction" else SOLVED_FAMILIES)
+        return derailed(task, _BY_NAME[task.family], stranger, rng)
     if task.kind == "code":
-        while True:
-            text = wrong_code_answer(task.answer, rng)
-            if text != task.answer:
-                return text
+        return wrong_code_answer(task.answer, rng)
+    return wrong_instruction_answer(task.prompt, task.answer, rng)
+
+
+def wrong_answer(task: Task, rng: random.Random) -> str:
+    """A wrong answer to an instruction or code task: one typical mistake in the reference, or a derailed answer."""
     while True:
-        text = wrong_instruction_answer(task.prompt, task.answer, rng)
-        if final_answer(text) != final_answer(task.answer):
+        text = _wrong_answer(task, rng)
+        same = text == task.answer if task.kind == "code" else final_answer(text) == final_answer(task.answer)
+        if not same:
             return text
+
+
+def right_answer(task: Task, rng: random.Random) -> str:
+    """The reference, or for some instructions its final answer alone or after other steps."""
+    if task.kind == "code" or rng.random() >= UNLIKE_SHARE:
+        return task.answer
+    other = near_answer(_BY_NAME[task.family], task.answer, rng, held_out=task.split != "train")
+    return right_but_unlike(task.answer, other, rng)
 
 
 def check(expected: str, text: str, kind: Kind) -> str:
@@ -97,7 +115,7 @@ def draw_pair(rng: random.Random, split: Split) -> Draw:
     else:
         prompt = render_plainly(templates[phrasing], inner.slots, rng)
     task = make_task(family.name, family.kind, split, phrasing, prompt, inner)
-    return _pair(task, task.answer, wrong_answers(task, rng), rng)
+    return _pair(task, right_answer(task, rng), wrong_answer(task, rng), rng)
 
 
 def _plain(rng: random.Random, draw: Draw) -> str:

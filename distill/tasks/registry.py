@@ -15,7 +15,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (*SOLVED_FAMILI
 ALL_KINDS: tuple[Kind, ...] = ("instruction", "code", "judge")
 
 # Share of each kind in the draws of a training stream; a judge task is about four times as long as an instruction.
-KIND_SHARES: dict[Kind, float] = {"instruction": 0.52, "code": 0.35, "judge": 0.13}
+KIND_SHARES: dict[Kind, float] = {"instruction": 0.48, "code": 0.34, "judge": 0.18}
 # Draws relative to an ordinary family (1.0) of the same kind: what is hard to learn comes more often.
 TRAINING_WEIGHTS: dict[str, float] = {
     "add": 2.0,

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from distill.judge.pairwise import FRAMINGS, HELD_OUT_FRAMINGS, parse
-from distill.tasks.compare import check, from_samples, grade, wrong_answers
+from distill.tasks.compare import check, from_samples, grade, right_answer, wrong_answer
+from distill.tasks.derail import derailed_code, derailed_instruction, near_answer
 from distill.tasks.families import SOLVED_FAMILIES
 from distill.tasks.plain_text import document
 from distill.tasks.registry import FAMILIES, draw_task, sample_tasks, verify
@@ -21,7 +22,7 @@ def test_wrong_answers_are_wrong(family: Family) -> None:
     failed = 0
     for _ in range(30):
         task = draw_task(family, "train", rng)
-        wrong = wrong_answers(task, rng)
+        wrong = wrong_answer(task, rng)
         assert wrong != task.answer
         if family.kind == "instruction":
             assert not verify(task, wrong).ok
@@ -55,7 +56,7 @@ def passes(task: Task, code: str) -> bool:
 def test_wrong_code_fails_its_tests_nearly_always() -> None:
     rng = random.Random(1)
     tasks = list(sample_tasks(kinds=("code",), split="train", count=690, seed=0))
-    failed = sum(not passes(task, wrong_answers(task, rng)) for task in tasks)
+    failed = sum(not passes(task, wrong_answer(task, rng)) for task in tasks)
     assert failed / len(tasks) > 0.95
 
 
@@ -63,7 +64,7 @@ def test_mistakes_are_carried_into_the_steps() -> None:
     rng = random.Random(0)
     task = draw_task(FAMILIES["add"], "train", rng)
     task = replace(task, answer="8 + 6 = 14, write 4 carry 1\n7 + 5 + 1 = 13, write 13\nAnswer: 134", prompt="78 + 56")
-    seen = {wrong_answers(task, rng) for _ in range(500)}
+    seen = {wrong_answer(task, rng) for _ in range(500)}
     assert "8 + 6 = 15, write 5 carry 1\n7 + 5 + 1 = 13, write 13\nAnswer: 135" in seen
     assert "8 + 6 = 14, write 4 carry 1\n7 + 5 + 1 = 13, write 13\nAnswer: 135" in seen
     assert any("Answer:" not in text for text in seen)
@@ -128,3 +129,38 @@ def test_check_holds_an_answer_against_the_expected_one() -> None:
     assert check(code, code, "code") == "\ndef f(x): right\n    y = x right\n    return y right"
     assert check(code, "def f(x):\n    y = 1\n    return y", "code") == "\ndef f(x): right\n    y = 1 wrong"
     assert check(code, "def f(x):\n    y = x", "code") == "\ndef f(x): right\n    y = x right\nnone wrong"
+
+
+def test_right_answers_need_not_show_how() -> None:
+    rng = random.Random(0)
+    task = draw_task(FAMILIES["add"], "train", rng)
+    seen = {right_answer(task, rng) for _ in range(400)}
+    assert all(verify(task, text).ok for text in seen)
+    bare, steps = final_line(task.answer), {text.rpartition("Answer:")[0] for text in seen}
+    assert bare in seen and task.answer in seen and len(steps) > 10
+
+
+def final_line(text: str) -> str:
+    return text.rpartition("\n")[2]
+
+
+def test_derailed_answers_show_what_a_model_gets_wrong() -> None:
+    rng = random.Random(0)
+    uppercase = Task("0", "uppercase", "instruction", "train", 0, "", "m-e-a-d-o-w -> M-E-A-D-O-W\nAnswer: MEADOW")
+    seen = {derailed_instruction(uppercase.answer, "c-u-p -> C-U-P\nAnswer: CUP", rng) for _ in range(2000)}
+    assert "c-u-p -> C-U-P\nAnswer: CUP" in seen
+    assert "m-e-a-d-o-w -> M-E-A-D-O-W\nAnswer: CUP" in seen
+    assert "Answer: CUP" not in seen
+    code, other = "def get_cup(xs):\n    return sum(xs)", "def old(data):\n    return max(data)"
+    seen = {derailed_code(code, other, rng) for _ in range(2000)}
+    assert "def get_cup(xs):\n    return max(xs)" in seen
+    assert "def get(xs):\n    return sum(xs)" in seen
+    assert any(text.startswith("def get_cu") and text.endswith("return sum(xs)") for text in seen)
+
+
+def test_wrong_answers_stay_on_their_side_of_the_split() -> None:
+    family, rng = FAMILIES["code_where_chars"], random.Random(0)
+    answers = [near_answer(family, "c.isdigit() not", rng, held_out=False) for _ in range(300)]
+    assert any("c.isdigit()" in text for text in answers)
+    assert not any("not c.isdigit()" in text for text in answers)
+    assert any("not c.isdigit()" in near_answer(family, "not", rng, held_out=True) for _ in range(100))

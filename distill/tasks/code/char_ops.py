@@ -41,7 +41,14 @@ def _char_preds() -> tuple[tuple[Pred, ...], ...]:
             "are anything but small vowels",
         ),
         _char("digit", "{x}.isdigit()", lambda c: "0" <= c <= "9", "are digits", "are decimal digits"),
-        _char("notdigit", "not {x}.isdigit()", lambda c: not "0" <= c <= "9", "are not digits"),
+        _char(
+            "notdigit",
+            "not {x}.isdigit()",
+            lambda c: not "0" <= c <= "9",
+            "are not digits",
+            "are not decimal digits",
+            "are anything but digits",
+        ),
         _char(
             "letter",
             "{x}.isalpha()",
@@ -49,8 +56,32 @@ def _char_preds() -> tuple[tuple[Pred, ...], ...]:
             "are letters",
             "are letters of the alphabet",
         ),
+        _char(
+            "notletter",
+            "not {x}.isalpha()",
+            lambda c: not "a" <= c.lower() <= "z",
+            "are not letters",
+            "are not letters of the alphabet",
+            "are anything but letters",
+        ),
         _char("upper", "{x}.isupper()", lambda c: "A" <= c <= "Z", "are upper-case letters", "are capital letters"),
+        _char(
+            "notupper",
+            "not {x}.isupper()",
+            lambda c: not "A" <= c <= "Z",
+            "are not upper-case letters",
+            "are not capital letters",
+            "are anything but capital letters",
+        ),
         _char("lower", "{x}.islower()", lambda c: "a" <= c <= "z", "are lower-case letters", "are small letters"),
+        _char(
+            "notlower",
+            "not {x}.islower()",
+            lambda c: not "a" <= c <= "z",
+            "are not lower-case letters",
+            "are not small letters",
+            "are anything but small letters",
+        ),
         _char("notspace", '{x} != " "', lambda c: c != " ", "are not spaces"),
     )
     singles = tuple(
@@ -91,7 +122,20 @@ def _char_preds() -> tuple[tuple[Pred, ...], ...]:
         )
         for s in _SETS
     )
-    return classes, classes, singles, before, within
+    without = tuple(
+        _char(
+            f"not in {s}",
+            f'{{x}} not in "{s}"',
+            lambda x, s=s: not any(x == c for c in s),
+            f"are not one of '{s}'",
+            f"are not among '{s}'",
+            f"are not in '{s}'",
+            f"are anything but one of '{s}'",
+            f"do not occur in '{s}'",
+        )
+        for s in _SETS
+    )
+    return classes, classes, singles, before, within, without
 
 
 CHAR_PREDS = _char_preds()
