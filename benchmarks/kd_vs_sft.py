@@ -30,6 +30,7 @@ from distill.train import stage as train_stage
 
 OBJECTIVES = ("sft", "kd")
 RATES = (1e-4, 3e-4, 6e-4)
+EVALUATED_TOGETHER = 512  # sequences decoded together
 BAR = 2.0
 
 
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print it; the exit code says whether the bar is met."""
     options = _options(arguments)
     console = Console(highlight=False)
-    sweep = _done(options, "sweep", [(o, rate, 0) for o in OBJECTIVES for rate in RATES], seed=500, rows=options.tune)
+    runs = [(objective, rate, 0) for objective in OBJECTIVES for rate in options.rates]
+    sweep = _done(options, "sweep", runs, seed=500, rows=options.tune)
     best = {}
     for objective in OBJECTIVES:
-        scores = {rate: _accuracy(sweep, _name(objective, rate, 0)) for rate in RATES}
+        scores = {rate: _accuracy(sweep, _name(objective, rate, 0)) for rate in options.rates}
         best[objective] = max(scores, key=lambda rate: scores[rate])
         console.print(f"{objective}: " + ", ".join(f"{rate:g}: {score:.3f}" for rate, score in scores.items()))
     runs = [(objective, best[objective], seed) for seed in range(1, options.seeds + 1) for objective in OBJECTIVES]
@@ -54,7 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row.name}: {row.value:.4f} {row.unit}" + ("" if row.ok is None else f" (bar {row.bar}: {row.ok})")
         )
     if options.json:
-        details = {"learning_rates": best, "seeds": options.seeds, "prompts": options.rows, "data": options.data}
+        details = {
+            "learning_rates": best,
+            "swept": options.rates,
+            "temperature_of_kd": options.temperature,
+            "epochs": options.epochs,
+            "seeds": options.seeds,
+            "prompts": options.rows,
+            "data": options.data,
+        }
         command = "python -m benchmarks.kd_vs_sft " + " ".join(arguments or sys.argv[1:])
         document = envelope(what="kd against sft", command=command, rows=rows, details=details)
         write_atomically(Path(options.json), json.dumps(document, indent=1) + "\n")
@@ -68,6 +78,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", default="data/teacher")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--max-steps", type=int, default=None)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of both distributions in kd")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates of the sweep")
+    parser.add_argument("--micro-batch-size", type=int, default=8, help="rows of a pass; a step has 16")
     parser.add_argument("--rows", type=int, default=2120, help="held-out tasks")
     parser.add_argument("--tune", type=int, default=424, help="validation tasks of the sweep")
     parser.add_argument("--seeds", type=int, default=3)
@@ -98,11 +111,12 @@ def _done(
             "epochs": options.epochs,
             "max_steps": options.max_steps,
             "batch_size": 16,
-            "micro_batch_size": 8,
+            "micro_batch_size": options.micro_batch_size,
             "learning_rate": rate,
             "max_length": 512,
             "mixed_precision": "bf16",
             "seed": run_seed,
+            **({"temperature": options.temperature} if objective == "kd" else {}),
         }
         for objective, rate, run_seed in runs
     ]
@@ -112,6 +126,7 @@ def _done(
         "teacher": {"kind": "embedded", "model": options.teacher},
         "student": {"model": options.student, "dtype": "float32"},
         "train": entries,
+        "serve": {"max_batch": EVALUATED_TOGETHER},
         "evaluate": {
             "rows": rows,
             "seed": seed,
