@@ -11,8 +11,9 @@ sequences by two to three times, as the cache is read once and never copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ def packed_attention(
     if batch.observe is not None:
         batch.observe(layer, k, v, sliding_window)
     if batch.cache is not None:
-        batch.cache.write(layer, batch.head_rows(k.shape[0]), k.transpose(0, 1), v.transpose(0, 1))
+        new_k, new_v = (k, v) if batch.stored is None else (k[:, batch.stored], v[:, batch.stored])
+        batch.cache.write(layer, batch.head_rows(k.shape[0]), new_k.transpose(0, 1), new_v.transpose(0, 1))
     if not batch.segments:
         return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
     out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
@@ -84,27 +86,24 @@ def _decode(
 ) -> torch.Tensor:
     """q [H, B, D] -> [B, H, E]."""
     assert batch.cache is not None and batch.decode is not None
-    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
     view = batch.decode.view(window)
-    if view.gather is None:
-        keys, values = keys[view.first : view.last], values[view.first : view.last]
-    else:
-        keys, values = keys.index_select(0, view.gather), values.index_select(0, view.gather)
+    parts = batch.cache.parts(layer, view.first, view.last, view.gather)
     heads, rows, dim = q.shape
-    grouped = q.transpose(0, 1).reshape(rows, keys.shape[1], heads // keys.shape[1], dim)
-    return blockwise_decode(grouped, keys, values, view, scale=scale, softcap=softcap).reshape(rows, heads, -1)
+    kv_heads = parts[0][0].shape[1]
+    grouped = q.transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, dim)
+    return blockwise_decode(grouped, parts, view, scale=scale, softcap=softcap).reshape(rows, heads, -1)
 
 
 def blockwise_decode(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor]],
     view: DecodeView,
     *,
     scale: float,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """One query token a sequence: query [B, K, G, D], blocks keys [N, K, S, D] and values [N, K, S, E] -> [B, K, G, E].
+    """One query token a sequence: query [B, K, G, D]; N blocks in a few parts, each of keys [n, K, S, D] and values
+    [n, K, S, E] -> [B, K, G, E].
 
     `view.rows` [N] names the sequence of each block, `view.visible` [N, S] its tokens that count. With s the scores of
     a block and m the largest score of its sequence, over all its blocks: output = sum exp(s - m) V / sum exp(s - m).
@@ -112,23 +111,45 @@ def blockwise_decode(
     num_rows, kv_heads, group, dim = query.shape
     num_blocks, size = view.visible.shape
     per_block = query.index_select(0, view.rows).view(num_blocks * kv_heads, group, dim)
-    flat_keys = keys.reshape(num_blocks * kv_heads, size, dim).transpose(1, 2)
     mask = view.additive_mask(kv_heads, group, query.dtype)
-    if softcap is None:
-        scores = torch.baddbmm(mask, per_block, flat_keys, alpha=scale).float()
-    else:
-        scores = torch.bmm(per_block, flat_keys).float().mul_(scale / softcap).tanh_().mul_(softcap).add_(mask)
+    ends = list(accumulate((keys.shape[0] * kv_heads for keys, _ in parts), initial=0))
+    scores = _joined(
+        [
+            _scores(per_block[a:b], keys, mask[a:b], scale, softcap)
+            for (keys, _), a, b in zip(parts, ends, ends[1:], strict=False)
+        ]
+    )
     owners = view.rows[:, None].expand(num_blocks, kv_heads * group)
     largest = scores.new_full((num_rows, kv_heads * group), float("-inf"))
     largest.scatter_reduce_(0, owners, scores.amax(-1).view(num_blocks, -1), "amax")
     weights = scores.sub_(largest.index_select(0, view.rows).view(-1, group, 1)).exp_()
-    total = scores.new_zeros(num_rows, kv_heads * group)
+    total = weights.new_zeros(num_rows, kv_heads * group)
     total.index_add_(0, view.rows, weights.sum(-1).view(num_blocks, -1))
-    partial = torch.bmm(weights.to(values.dtype), values.reshape(num_blocks * kv_heads, size, -1))
-    out = scores.new_zeros(num_rows, kv_heads * group * values.shape[-1])
+    weights = weights.to(query.dtype)
+    partial = _joined(
+        [
+            torch.bmm(weights[a:b], values.flatten(0, 1))
+            for (_, values), a, b in zip(parts, ends, ends[1:], strict=False)
+        ]
+    )
+    out = total.new_zeros(num_rows, kv_heads * group * partial.shape[-1])
     out.index_add_(0, view.rows, partial.view(num_blocks, -1).float())
     out = out.view(num_rows, kv_heads, group, -1) / total.view(num_rows, kv_heads, group, 1)
     return out.to(query.dtype)
+
+
+def _scores(
+    query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """query [n x K, G, D], keys [n, K, S, D], mask 0 or -inf [n x K, G, S] -> [n x K, G, S] in float32."""
+    keys = keys.flatten(0, 1).transpose(1, 2)
+    if softcap is None:
+        return torch.baddbmm(mask, query, keys, alpha=scale).float()
+    return torch.bmm(query, keys).float().mul_(scale / softcap).tanh_().mul_(softcap).add_(mask)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _prefill(

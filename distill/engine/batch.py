@@ -49,8 +49,9 @@ class Segment:
 
 @dataclass
 class DecodeView:
-    """The blocks that decode reads: the range [first, last) of the cache, or the listed ones; `rows` [N] names the
-    sequence that owns each, `visible` [N, block_size] its tokens that count (none in a block that nobody owns)."""
+    """The blocks that decode reads: the range [first, last) of the cache, then the listed ones (those that one more
+    sequence shares, or all where a range would hold too many others). `rows` [N] names the sequence that reads each,
+    `visible` [N, block_size] its tokens that count (none in a block that nobody decodes with)."""
 
     first: int
     last: int
@@ -101,13 +102,19 @@ class DecodePlan:
         positions = starts + offsets
         visible = (positions < self._lengths[kept][:, None]) & (positions >= oldest[kept][:, None])
         first, last = int(blocks.min()), int(blocks.max()) + 1
-        if len(blocks) < _DENSE * (last - first):
-            return DecodeView(first, last, self._put(blocks), self._put(rows), self._put(visible))
+        unique, at = np.unique(blocks, return_index=True)
+        if len(unique) < _DENSE * (last - first):
+            return DecodeView(0, 0, self._put(blocks), self._put(rows), self._put(visible))
         range_rows = np.zeros(last - first, dtype=np.int64)
         range_visible = np.zeros((last - first, self._block_size), dtype=np.bool_)
-        range_rows[blocks - first] = rows
-        range_visible[blocks - first] = visible
-        return DecodeView(first, last, None, self._put(range_rows), self._put(range_visible))
+        range_rows[unique - first] = rows[at]
+        range_visible[unique - first] = visible[at]
+        if len(unique) == len(blocks):
+            return DecodeView(first, last, None, self._put(range_rows), self._put(range_visible))
+        again = np.ones(len(blocks), dtype=np.bool_)
+        again[at] = False
+        all_rows, all_visible = np.append(range_rows, rows[again]), np.append(range_visible, visible[again], axis=0)
+        return DecodeView(first, last, self._put(blocks[again]), self._put(all_rows), self._put(all_visible))
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
@@ -123,12 +130,13 @@ class PackedBatch:
     segments: list[Segment]
     decode: DecodePlan | None = None
     cache: PagedKVCache | None = None
-    slots: torch.Tensor | None = None  # [T], block x block_size + offset
+    slots: torch.Tensor | None = None  # block x block_size + offset of each token that is stored
+    stored: torch.Tensor | None = None  # which tokens those are, ascending; None: all
     observe: Observer | None = None
     _head_rows: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def head_rows(self, kv_heads: int) -> torch.Tensor:
-        """Where the cache keeps each token and KV head, [T x kv_heads]."""
+        """Where the cache keeps each stored token and KV head, [stored x kv_heads]."""
         if kv_heads not in self._head_rows:
             assert self.cache is not None and self.slots is not None
             self._head_rows[kv_heads] = self.cache.head_rows(self.slots, kv_heads)
@@ -164,6 +172,7 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
     ids = [s.token_ids[s.num_computed] for s in decoding]
     positions = [np.fromiter((s.num_computed for s in decoding), dtype=np.int64, count=len(decoding))]
     slots = [_decode_slots(decoding, cache.block_size)] if cache is not None else []
+    shared = [row for row, s in enumerate(decoding) if s.num_computed < s.num_shared]
     segments: list[Segment] = []
     for work in works[len(decoding) :]:
         assert cache is None or not work.is_decode, "decoding sequences come first"
@@ -174,10 +183,15 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
             table = np.asarray(sequence.blocks[: blocks_for(last, cache.block_size)], dtype=np.int64)
             at = np.arange(first, last)
             slots.append(table[at // cache.block_size] * cache.block_size + at % cache.block_size)
+            shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
             blocks = torch.from_numpy(table).to(device) if first else None
         segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks))
         ids.extend(sequence.token_ids[first:last])
         positions.append(np.arange(first, last))
+    stored = np.delete(np.arange(len(ids)), shared) if shared else None
+    places = np.concatenate(slots) if slots else None
+    if places is not None and stored is not None:
+        places = places[stored]
     return PackedBatch(
         input_ids=torch.tensor([ids], dtype=torch.int64).to(device, non_blocking=True),
         position_ids=torch.from_numpy(np.concatenate(positions)[None]).to(device, non_blocking=True),
@@ -185,7 +199,8 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
         segments=segments,
         decode=DecodePlan(decoding, cache.block_size, device) if cache is not None and decoding else None,
         cache=cache,
-        slots=torch.from_numpy(np.concatenate(slots)).to(device, non_blocking=True) if slots else None,
+        slots=torch.from_numpy(places).to(device, non_blocking=True) if places is not None else None,
+        stored=torch.from_numpy(stored).to(device, non_blocking=True) if stored is not None else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Paged KV cache by KV head: one tensor for K and one for V a layer, cut into blocks; who owns which block.
+"""Paged KV cache by KV head: one tensor for K and one for V a layer, cut into blocks.
 
 A layer's tensors have the shape [num_blocks, kv_heads, block_size, head_dim], so that the keys of one block and KV head
 are one contiguous matrix: attention multiplies the cache in place, without gathering it first. Query heads never appear
@@ -7,7 +7,6 @@ here: a model with grouped-query attention stores only its KV heads.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,39 +34,6 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return 2 * dtype.itemsize * int(text.num_hidden_layers) * int(kv_heads) * int(head_dim)
-
-
-class BlockPool:
-    """Which blocks are free. The lowest ids go out first, so that the blocks in use stay close together and attention
-    can read them as one range."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self._free = list(range(num_blocks))  # a heap
-        self._used = [False] * num_blocks
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    @property
-    def num_used(self) -> int:
-        return self.num_blocks - len(self._free)
-
-    def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks; the caller has checked `num_free`."""
-        assert count <= len(self._free), f"{count} blocks asked of {len(self._free)} free ones"
-        blocks = [heapq.heappop(self._free) for _ in range(count)]
-        for block in blocks:
-            self._used[block] = True
-        return blocks
-
-    def release(self, blocks: Sequence[int]) -> None:
-        """Give blocks back; giving one back twice is a bug and raises."""
-        for block in blocks:
-            assert self._used[block], f"block {block} is already free"
-            self._used[block] = False
-            heapq.heappush(self._free, block)
 
 
 class PagedKVCache:
@@ -109,6 +75,14 @@ class PagedKVCache:
         block, offset = slots // self.block_size, slots % self.block_size
         heads = torch.arange(kv_heads, device=slots.device)
         return ((block[:, None] * kv_heads + heads) * self.block_size + offset[:, None]).reshape(-1)
+
+    def parts(
+        self, layer: int, first: int, last: int, blocks: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """K and V of the blocks [first, last), in place, and copies of the listed ones, as far as there are any."""
+        keys, values = self.keys[layer], self.values[layer]
+        found = [(keys[first:last], values[first:last])] if last > first else []
+        return found if blocks is None else [*found, (keys.index_select(0, blocks), values.index_select(0, blocks))]
 
     def read(self, layer: int, blocks: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of the first `length` tokens of a block table: K and V as [kv_heads, length, dim]."""

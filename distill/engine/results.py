@@ -36,9 +36,9 @@ def take_scores(works: list[Work], logits: torch.Tensor) -> tuple[list[Sequence]
         positions = sequence.scored_positions(work.num_tokens)
         if positions:
             targets = sequence.token_ids[positions.start + 1 : positions.stop + 1]
-            depth = sequence.params.prompt_logprobs
-            assert depth is not None
-            sequence.prompt_logprobs += sampler.score(logits[row : row + len(positions)], targets, depth)
+            scores = sampler.score(logits[row : row + len(positions)], targets, sequence.score_depth)
+            sequence.prompt_logprobs[positions.start + 1 : positions.stop + 1] = scores
+            sequence.num_scored = positions.stop + 1
             row += len(positions)
         if work.samples:
             sampling.append(sequence)

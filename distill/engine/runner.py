@@ -12,8 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
+from distill.engine.blocks import BlockPool
 from distill.engine.detokenize import TextTail
-from distill.engine.kv_cache import BlockPool, PagedKVCache, blocks_for
+from distill.engine.kv_cache import PagedKVCache, blocks_for
+from distill.engine.prefix import PrefixCache, exchange_scores
 from distill.engine.probe import Structure, forward, inspect_model
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
@@ -38,11 +40,15 @@ class Engine:
         self.eos_ids = _eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache = _make_cache(structure, config, self.max_model_len, self.device)
-        self.pool = BlockPool(self.cache.num_blocks) if self.cache is not None else None
+        self.pool: BlockPool | None = None
+        self._prefix: PrefixCache | None = None
         if self.cache is not None:
             self.max_model_len = min(self.max_model_len, self.cache.num_blocks * config.block_size)
+            self.pool = BlockPool(self.cache.num_blocks)
+            self._prefix = PrefixCache(self.pool, block_size=config.block_size, enabled=config.prefix_cache)
         self._scheduler = Scheduler(
             self.pool,
+            self._prefix,
             block_size=config.block_size,
             max_batch=config.max_batch,
             token_budget=config.prefill_tokens,
@@ -110,6 +116,7 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
             stream=stream,
             tail=tail,
+            prompt_logprobs=[None] * len(prompt_ids) if params.prompt_logprobs is not None else [],
         )
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
@@ -119,6 +126,12 @@ class Engine:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self._scheduler.remove(sequence)
+
+    def forget_prefixes(self) -> None:
+        """Reuse nothing that was computed up to now. To be called between steps when the model's weights change."""
+        if self.pool is not None:
+            assert not self.has_work, "requests are under way"
+            self.pool.forget()
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
@@ -172,6 +185,7 @@ class Engine:
     def _advance(self, works: list[Work], logits: torch.Tensor) -> list[StepOutput]:
         """Score, sample, append, finish."""
         sampling, logits = results.take_scores(works, logits)
+        exchange_scores([work.sequence for work in works], self.config.block_size)
         if self.cache is not None:
             for work in works:
                 work.sequence.num_computed += work.num_tokens
@@ -210,6 +224,10 @@ class Engine:
         stats.preemptions = self._scheduler.num_preemptions
         stats.blocks_used = self.blocks_in_use
         stats.blocks_free = self.num_blocks - stats.blocks_used
+        if self.pool is not None and self._prefix is not None:
+            stats.cached_tokens = self._prefix.num_found_tokens
+            stats.blocks_cached = self.pool.num_cached
+            stats.block_evictions = self.pool.num_evictions
         if num_prefill:
             stats.prefill_seconds += seconds
         else:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from distill.engine.blocks import BlockScores
 from distill.engine.detokenize import TextTail
 from distill.engine.types import FinishReason, SamplingParams, TokenLogprob
 
 
 @dataclass(eq=False)
 class Sequence:
-    """`token_ids` is the prompt and everything sampled; the cache holds the first `num_computed` of them."""
+    """`token_ids` is the prompt and everything sampled; the cache holds the first `num_computed` of them, and those
+    below `num_shared` in blocks that other sequences filled."""
 
     request_id: str
     token_ids: list[int]
@@ -22,8 +24,14 @@ class Sequence:
     stream: bool = False
     tail: TextTail | None = None  # only where text is needed token by token
     num_computed: int = 0
+    num_shared: int = 0
     blocks: list[int] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])  # as far as they are known
+    digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were looked up
+    num_offered: int = 0  # blocks that others can find
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)  # one a prompt token, the first has none
+    num_scored: int = 1  # how many of them are known
+    lent: list[tuple[int, BlockScores]] = field(default_factory=list)  # first position; filled after this step
+    borrowed: list[tuple[int, BlockScores]] = field(default_factory=list)  # first position; read after this step
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_reported_logprobs: int = 0
 
@@ -32,10 +40,14 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt
 
     @property
-    def num_pending(self) -> int:
+    def end(self) -> int:
         """Tokens to compute before the next is sampled. Where nothing is, the last token of the prompt need not be."""
-        end = len(self.token_ids) if self.samples else max(1, self.num_prompt - 1)
-        return end - self.num_computed
+        return len(self.token_ids) if self.samples else max(1, self.num_prompt - 1)
+
+    @property
+    def num_pending(self) -> int:
+        """Those of them that are not computed yet."""
+        return self.end - self.num_computed
 
     @property
     def samples(self) -> bool:
@@ -45,13 +57,18 @@ class Sequence:
     @property
     def is_scoring(self) -> bool:
         """True while log probabilities of the prompt are asked for and not known."""
-        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
+        return self.params.prompt_logprobs is not None and self.num_scored < self.num_prompt
+
+    @property
+    def score_depth(self) -> int:
+        """Likeliest tokens to keep of each prompt token, one at least; 0 where no scores are asked for."""
+        return max(1, self.params.prompt_logprobs) if self.params.prompt_logprobs is not None else 0
 
     def scored_positions(self, count: int) -> range:
         """Positions among the next `count` tokens whose logits score the prompt token after them."""
         if not self.is_scoring:
             return range(0)
-        first = max(self.num_computed, len(self.prompt_logprobs) - 1)
+        first = max(self.num_computed, self.num_scored - 1)
         return range(first, max(first, min(self.num_computed + count, self.num_prompt - 1)))
 
     @property

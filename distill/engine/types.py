@@ -21,6 +21,7 @@ class EngineConfig:
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
     num_blocks: int | None = None  # overrides kv_bytes
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
+    prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
@@ -132,6 +133,7 @@ class EngineStats:
     steps: int = 0
     prefill_tokens: int = 0  # computed in prefill, recomputation after preemption included
     decode_tokens: int = 0  # computed one a sequence and step
+    cached_tokens: int = 0  # found in the prefix cache instead of computed
     sampled_tokens: int = 0
     preemptions: int = 0
     finished: int = 0
@@ -139,4 +141,6 @@ class EngineStats:
     decode_seconds: float = 0.0  # steps of pure decode
     blocks_used: int = 0  # owned by a sequence
     blocks_free: int = 0  # the rest
+    blocks_cached: int = 0  # of either kind, that a request with the same tokens would find
+    block_evictions: int = 0  # cached blocks given to other tokens
     blocks_peak: int = 0  # most blocks ever used at once

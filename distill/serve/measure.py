@@ -96,7 +96,8 @@ def measure_speed(engine: Engine, batch: int) -> dict[str, float]:
 
 @contextmanager
 def _requests(engine: Engine, batch: int, *, max_tokens: int, seed: int) -> Iterator[None]:
-    """Queue random prompts; whatever happens, none stays."""
+    """Queue random prompts, none of them computed before; whatever happens, none stays."""
+    engine.forget_prefixes()
     rng = random.Random(seed)
     length = min(_PROMPT_TOKENS, engine.max_model_len - max_tokens)
     if length < _PROMPT_TOKENS:

@@ -7,7 +7,7 @@ import torch
 
 from distill.engine.attention import attention_reference, blockwise_decode, grouped_attention
 from distill.engine.batch import DecodePlan, Segment
-from distill.engine.kv_cache import BlockPool, LayerShape, PagedKVCache, blocks_for, kv_bytes_per_token
+from distill.engine.kv_cache import LayerShape, PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.sequence import Sequence
 from distill.engine.types import SamplingParams
 from tests.engine.models import tiny_model
@@ -56,9 +56,9 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
     query = torch.randn(len(lengths), heads, key_dim).double()
     view = DecodePlan(sequences, size, CPU).view(window)
     assert (view.gather is not None) == scattered or window is not None
-    blocks = slice(view.first, view.last) if view.gather is None else view.gather
     grouped = query.view(len(lengths), kv_heads, heads // kv_heads, key_dim)
-    out = blockwise_decode(grouped, cache.keys[0][blocks], cache.values[0][blocks], view, scale=0.4, softcap=softcap)
+    parts = cache.parts(0, view.first, view.last, view.gather)
+    out = blockwise_decode(grouped, parts, view, scale=0.4, softcap=softcap)
     for row, (key, value) in enumerate(zip(keys, values, strict=True)):
         expected = attention_reference(query[row, :, None], key, value, scale=0.4, window=window, softcap=softcap)
         # the softmax itself is computed in float32
@@ -100,15 +100,3 @@ def test_bytes_are_exact() -> None:
     cache = PagedKVCache([LayerShape(2, 8, 8)] * 2, num_blocks=5, block_size=3, dtype=torch.float32, device=CPU)
     assert cache.bytes_per_token == kv_bytes_per_token(model.config, torch.float32)
     assert cache.total_bytes == 5 * 3 * cache.bytes_per_token
-
-
-def test_block_pool() -> None:
-    pool = BlockPool(4)
-    assert pool.allocate(3) == [0, 1, 2]
-    pool.release([1])
-    assert (pool.num_free, pool.num_used) == (2, 2)
-    assert pool.allocate(1) == [1]  # the lowest free one
-    with pytest.raises(AssertionError, match="already free"):
-        pool.release([3])
-    with pytest.raises(AssertionError, match="2 blocks asked of 1"):
-        pool.allocate(2)
