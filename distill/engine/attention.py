@@ -6,7 +6,8 @@ then its prefill segments.
 
 Decode reads the cache in place: one product of every block in use with the queries of its owner, then a softmax that is
 put together over the blocks of a sequence (the split softmax of flash-decoding). On a CPU this beats gathering padded
-sequences by two to three times, as the cache is read once and never copied.
+sequences by two to three times, as the cache is read once and never copied. A single sequence is one call of SDPA over
+a copy of its blocks: so little work is decided by the number of calls.
 """
 
 from __future__ import annotations
@@ -86,12 +87,24 @@ def _decode(
 ) -> torch.Tensor:
     """q [H, B, D] -> [B, H, E]."""
     assert batch.cache is not None and batch.decode is not None
+    if q.shape[1] == 1 and softcap is None:
+        row = batch.decode.only_row(window)
+        return _attend_one(q, *batch.cache.read(layer, row.blocks, row.start, row.stop), scale)
     view = batch.decode.view(window)
     parts = batch.cache.parts(layer, view.first, view.last, view.gather)
     heads, rows, dim = q.shape
     kv_heads = parts[0][0].shape[1]
     grouped = q.transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, dim)
     return blockwise_decode(grouped, parts, view, scale=scale, softcap=softcap).reshape(rows, heads, -1)
+
+
+def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+    """One token that sees all of keys [K, S, D] and values [K, S, E]: query [H, 1, D] -> [1, H, E]. The heads of a
+    group stand in SDPA's dimension of query tokens, so that each KV head is read once for all of them."""
+    heads, _, dim = query.shape
+    grouped = query.view(keys.shape[0], 1, -1, dim)
+    out = F.scaled_dot_product_attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), scale=scale)
+    return out.view(1, heads, -1)
 
 
 def blockwise_decode(
@@ -167,7 +180,7 @@ def _prefill(
     keys, values = k[:, segment.start : segment.end], v[:, segment.start : segment.end]
     if segment.context:
         assert batch.cache is not None and segment.blocks is not None
-        keys, values = batch.cache.read(layer, segment.blocks, segment.context + segment.length)
+        keys, values = batch.cache.read(layer, segment.blocks, 0, segment.context + segment.length)
     kv_heads = keys.shape[0]
     grouped = q[:, segment.start : segment.end].unflatten(0, (kv_heads, q.shape[0] // kv_heads))
     mask = segment.mask(window, q.device)

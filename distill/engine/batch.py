@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -72,21 +73,39 @@ class DecodeView:
         return self._masks[key]
 
 
+@dataclass(frozen=True)
+class RowView:
+    """Where the only decoding sequence stands in the cache, and which of its tokens count: [start, stop), counted from
+    the first of these blocks."""
+
+    blocks: range | torch.Tensor
+    start: int
+    stop: int
+
+
 class DecodePlan:
     """Block tables of the decoding sequences, flat; views of it by sliding window."""
 
     def __init__(self, sequences: list[Sequence], block_size: int, device: torch.device) -> None:
-        lengths = np.fromiter((s.num_computed + 1 for s in sequences), dtype=np.int64, count=len(sequences))
-        counts = -(-lengths // block_size)
-        tables = [s.blocks[:n] for s, n in zip(sequences, counts.tolist(), strict=True)]
-        self._blocks = np.fromiter(chain.from_iterable(tables), dtype=np.int64, count=int(counts.sum()))
-        self._rows = np.repeat(np.arange(len(sequences)), counts)
-        index_in_table = np.arange(len(self._rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._starts = index_in_table * block_size
-        self._lengths = lengths[self._rows]
+        self._sequences = sequences
         self._block_size = block_size
         self._device = device
         self._views: dict[int | None, DecodeView] = {}
+        self._row_views: dict[int | None, RowView] = {}
+
+    def only_row(self, window: int | None) -> RowView:
+        """The view of a plan of one sequence."""
+        if window not in self._row_views:
+            (sequence,) = self._sequences
+            length = sequence.num_computed + 1
+            oldest = 0 if window is None else max(0, length - window)
+            skipped = oldest // self._block_size
+            table = sequence.blocks[skipped : blocks_for(length, self._block_size)]
+            consecutive = range(table[0], table[0] + len(table))
+            blocks = consecutive if table == list(consecutive) else self._put(np.asarray(table, dtype=np.int64))
+            start, stop = oldest - skipped * self._block_size, length - skipped * self._block_size
+            self._row_views[window] = RowView(blocks, start, stop)
+        return self._row_views[window]
 
     def view(self, window: int | None) -> DecodeView:
         """What the newest token of each sequence sees: all of it, or the last `window` tokens."""
@@ -94,13 +113,25 @@ class DecodePlan:
             self._views[window] = self._make(window)
         return self._views[window]
 
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of every block of every sequence: its id, its sequence, its first position, its sequence's length."""
+        lengths = np.fromiter((s.num_computed + 1 for s in self._sequences), np.int64, count=len(self._sequences))
+        counts = -(-lengths // self._block_size)
+        tables = [s.blocks[:n] for s, n in zip(self._sequences, counts.tolist(), strict=True)]
+        blocks = np.fromiter(chain.from_iterable(tables), dtype=np.int64, count=int(counts.sum()))
+        rows = np.repeat(np.arange(len(lengths)), counts)
+        index_in_table = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return blocks, rows, index_in_table * self._block_size, lengths[rows]
+
     def _make(self, window: int | None) -> DecodeView:
+        all_blocks, all_rows, all_starts, all_lengths = self._tables
         offsets = np.arange(self._block_size)[None, :]
-        oldest = np.zeros_like(self._lengths) if window is None else np.maximum(self._lengths - window, 0)
-        kept = self._starts + self._block_size > oldest
-        blocks, rows, starts = self._blocks[kept], self._rows[kept], self._starts[kept][:, None]
+        oldest = np.zeros_like(all_lengths) if window is None else np.maximum(all_lengths - window, 0)
+        kept = all_starts + self._block_size > oldest
+        blocks, rows, starts = all_blocks[kept], all_rows[kept], all_starts[kept][:, None]
         positions = starts + offsets
-        visible = (positions < self._lengths[kept][:, None]) & (positions >= oldest[kept][:, None])
+        visible = (positions < all_lengths[kept][:, None]) & (positions >= oldest[kept][:, None])
         first, last = int(blocks.min()), int(blocks.max()) + 1
         unique, at = np.unique(blocks, return_index=True)
         if len(unique) < _DENSE * (last - first):
@@ -170,8 +201,7 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
     """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
     decoding = [w.sequence for w in works if w.is_decode] if cache is not None else []
     ids = [s.token_ids[s.num_computed] for s in decoding]
-    positions = [np.fromiter((s.num_computed for s in decoding), dtype=np.int64, count=len(decoding))]
-    slots = [_decode_slots(decoding, cache.block_size)] if cache is not None else []
+    positions = [s.num_computed for s in decoding]
     shared = [row for row, s in enumerate(decoding) if s.num_computed < s.num_shared]
     segments: list[Segment] = []
     for work in works[len(decoding) :]:
@@ -179,32 +209,34 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
         sequence, first = work.sequence, work.sequence.num_computed
         last = first + work.num_tokens
         blocks = None
-        if cache is not None:
-            table = np.asarray(sequence.blocks[: blocks_for(last, cache.block_size)], dtype=np.int64)
-            at = np.arange(first, last)
-            slots.append(table[at // cache.block_size] * cache.block_size + at % cache.block_size)
-            shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
-            blocks = torch.from_numpy(table).to(device) if first else None
+        if cache is not None and first:
+            blocks = torch.tensor(sequence.blocks[: blocks_for(last, cache.block_size)]).to(device, non_blocking=True)
+        shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
         segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks))
         ids.extend(sequence.token_ids[first:last])
-        positions.append(np.arange(first, last))
-    stored = np.delete(np.arange(len(ids)), shared) if shared else None
-    places = np.concatenate(slots) if slots else None
-    if places is not None and stored is not None:
-        places = places[stored]
+        positions.extend(range(first, last))
+    slots = _slots(works, positions, cache.block_size) if cache is not None else positions
+    table = torch.from_numpy(np.array((ids, positions, slots), dtype=np.int64)).to(device, non_blocking=True)
+    stored = None
+    if shared:
+        stored = torch.from_numpy(np.delete(np.arange(len(ids)), shared)).to(device, non_blocking=True)
     return PackedBatch(
-        input_ids=torch.tensor([ids], dtype=torch.int64).to(device, non_blocking=True),
-        position_ids=torch.from_numpy(np.concatenate(positions)[None]).to(device, non_blocking=True),
+        input_ids=table[0:1],
+        position_ids=table[1:2],
         num_decode=len(decoding),
         segments=segments,
         decode=DecodePlan(decoding, cache.block_size, device) if cache is not None and decoding else None,
         cache=cache,
-        slots=torch.from_numpy(places).to(device, non_blocking=True) if places is not None else None,
-        stored=torch.from_numpy(stored).to(device, non_blocking=True) if stored is not None else None,
+        slots=table[2] if stored is None else table[2].index_select(0, stored),
+        stored=stored,
     )
 
 
-def _decode_slots(decoding: list[Sequence], block_size: int) -> np.ndarray:
-    """Where the newest token of each sequence goes."""
-    slots = (s.blocks[s.num_computed // block_size] * block_size + s.num_computed % block_size for s in decoding)
-    return np.fromiter(slots, dtype=np.int64, count=len(decoding))
+def _slots(works: list[Work], positions: list[int], block_size: int) -> list[int]:
+    """Where each token of the batch goes: block x block_size + offset."""
+    slots: list[int] = []
+    for work in works:
+        blocks = work.sequence.blocks
+        for position in positions[len(slots) : len(slots) + work.num_tokens]:
+            slots.append(blocks[position // block_size] * block_size + position % block_size)
+    return slots

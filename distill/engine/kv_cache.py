@@ -59,6 +59,12 @@ class PagedKVCache:
             torch.zeros(num_blocks, s.kv_heads, block_size, s.value_dim, dtype=dtype, device=device) for s in layers
         ]
 
+        # the same memory seen as rows [num_blocks x kv_heads x block_size, dim], and with the KV heads first
+        self._rows = [
+            (k.view(-1, k.shape[-1]), v.view(-1, v.shape[-1])) for k, v in zip(self.keys, self.values, strict=True)
+        ]
+        self._by_head = [(k.transpose(0, 1), v.transpose(0, 1)) for k, v in zip(self.keys, self.values, strict=True)]
+
     @property
     def total_bytes(self) -> int:
         """Bytes of all tensors: bytes_per_token x block_size x num_blocks."""
@@ -66,9 +72,9 @@ class PagedKVCache:
 
     def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store the tokens' K [T, kv_heads, key_dim] and V at `rows` [T x kv_heads] (see `head_rows`)."""
-        keys, values = self.keys[layer], self.values[layer]
-        keys.view(-1, keys.shape[-1]).index_copy_(0, rows, key.reshape(-1, keys.shape[-1]))
-        values.view(-1, values.shape[-1]).index_copy_(0, rows, value.reshape(-1, values.shape[-1]))
+        keys, values = self._rows[layer]
+        keys.index_copy_(0, rows, key.reshape(-1, keys.shape[1]))
+        values.index_copy_(0, rows, value.reshape(-1, values.shape[1]))
 
     def head_rows(self, slots: torch.Tensor, kv_heads: int) -> torch.Tensor:
         """Rows of [num_blocks x kv_heads x block_size] for tokens at `slots` = block x block_size + offset, [T]."""
@@ -84,16 +90,20 @@ class PagedKVCache:
         found = [(keys[first:last], values[first:last])] if last > first else []
         return found if blocks is None else [*found, (keys.index_select(0, blocks), values.index_select(0, blocks))]
 
-    def read(self, layer: int, blocks: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the first `length` tokens of a block table: K and V as [kv_heads, length, dim]."""
-        keys, values = self.keys[layer].index_select(0, blocks), self.values[layer].index_select(0, blocks)
-        return _flatten(keys)[:, :length], _flatten(values)[:, :length]
+    def read(
+        self, layer: int, blocks: range | torch.Tensor, start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the tokens [start, stop), counted from the first block: K and V as [kv_heads, tokens, dim]."""
+        keys, values = self._by_head[layer]
+        return self._tokens(keys, blocks, start, stop), self._tokens(values, blocks, start, stop)
 
-
-def _flatten(blocks: torch.Tensor) -> torch.Tensor:
-    """[n, kv_heads, block_size, dim] -> [kv_heads, n x block_size, dim]."""
-    n, kv_heads, size, dim = blocks.shape
-    return blocks.transpose(0, 1).reshape(kv_heads, n * size, dim)
+    def _tokens(self, by_head: torch.Tensor, blocks: range | torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        if isinstance(blocks, range):
+            picked = by_head.narrow(1, blocks.start, len(blocks))
+        else:
+            picked = by_head.index_select(1, blocks)
+        heads, count, size, dim = picked.shape
+        return picked.reshape(heads, count * size, dim).narrow(1, start, stop - start)
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

@@ -48,7 +48,7 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
         key, value = torch.randn(kv_heads, length, key_dim).double(), torch.randn(kv_heads, length, value_dim).double()
         slots = torch.tensor([blocks[i // size] * size + i % size for i in range(length)])
         cache.write(0, cache.head_rows(slots, kv_heads), key.transpose(0, 1), value.transpose(0, 1))
-        stored_key, stored_value = cache.read(0, torch.tensor(blocks), length)
+        stored_key, stored_value = cache.read(0, torch.tensor(blocks), 0, length)
         assert torch.equal(stored_key, key) and torch.equal(stored_value, value)
         sequences.append(_sequence(length, blocks))
         keys.append(key)
