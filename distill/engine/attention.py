@@ -178,8 +178,8 @@ def _prefill(
 ) -> torch.Tensor:
     """One segment of the batch; its context, if any, comes from the cache -> [L, H, E]."""
     keys, values = k[:, segment.start : segment.end], v[:, segment.start : segment.end]
-    if segment.context:
-        assert batch.cache is not None and segment.blocks is not None
+    if segment.blocks is not None:
+        assert batch.cache is not None
         keys, values = batch.cache.read(layer, segment.blocks, 0, segment.context + segment.length)
     kv_heads = keys.shape[0]
     grouped = q[:, segment.start : segment.end].unflatten(0, (kv_heads, q.shape[0] // kv_heads))

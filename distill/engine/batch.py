@@ -25,7 +25,9 @@ class Segment:
     start: int
     end: int
     context: int
-    blocks: torch.Tensor | None  # block table, where there is a context
+    blocks: (
+        torch.Tensor | None
+    )  # block table, where attention reads the cache: there is a context, or K and V are rounded
     _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     @property
@@ -209,7 +211,7 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
         sequence, first = work.sequence, work.sequence.num_computed
         last = first + work.num_tokens
         blocks = None
-        if cache is not None and first:
+        if cache is not None and (first or cache.is_quantized):  # what is read does not depend on the chunks
             blocks = torch.tensor(sequence.blocks[: blocks_for(last, cache.block_size)]).to(device, non_blocking=True)
         shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
         segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks))

@@ -22,9 +22,11 @@ class LayerShape:
     key_dim: int
     value_dim: int
 
-    @property
-    def numbers_per_token(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
+
+def stored_bytes(layer: LayerShape, dtype: torch.dtype, *, quantized: bool) -> int:
+    """Bytes a token takes in one layer: its numbers, or an int8 each and a float16 scale for K and V of every head."""
+    numbers = layer.key_dim + layer.value_dim
+    return layer.kv_heads * (numbers + 2 * torch.float16.itemsize if quantized else numbers * dtype.itemsize)
 
 
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
@@ -34,6 +36,65 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return 2 * dtype.itemsize * int(text.num_hidden_layers) * int(kv_heads) * int(head_dim)
+
+
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8 codes of each row of [R, D] and its scale [R] in float16: row = code x scale, |code| <= 127."""
+    # at least float16's smallest normal number: all-zero rows divide by it
+    scales = (rows.abs().amax(-1).float() / 127).clamp_(min=2.0**-14).half()
+    codes = (rows.float() / scales.float().unsqueeze(-1)).round_().clamp_(-127, 127).to(torch.int8)
+    return codes, scales
+
+
+class _Store:
+    """K or V of one layer: [num_blocks, kv_heads, block_size, dim] in the model's dtype, or int8 with a scale a head
+    and token, which is multiplied in again wherever it is read."""
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, *, quantized: bool, device: torch.device
+    ) -> None:
+        # zeros, not empty: unused slots enter products under a zero weight, where a NaN would spread
+        self.data = torch.zeros(shape, dtype=torch.int8 if quantized else dtype, device=device)
+        self.scales = torch.zeros(shape[:3], dtype=torch.float16, device=device) if quantized else None
+        self._dtype = dtype
+        # the same memory as rows, and with the KV heads first
+        self._rows = self.data.view(-1, shape[3])
+        self._by_head = self.data.transpose(0, 1)
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = [self.data] if self.scales is None else [self.data, self.scales]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def write(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        tokens = tokens.reshape(-1, self._rows.shape[1])
+        if self.scales is not None:
+            tokens, scales = quantize_rows(tokens)
+            self.scales.view(-1).index_copy_(0, rows, scales)
+        self._rows.index_copy_(0, rows, tokens)
+
+    def between(self, first: int, last: int) -> torch.Tensor:
+        """The blocks [first, last), in place where nothing is to be scaled."""
+        data = self.data[first:last]
+        return data if self.scales is None else self._scaled(data, self.scales[first:last])
+
+    def pick(self, blocks: torch.Tensor) -> torch.Tensor:
+        data = self.data.index_select(0, blocks)
+        return data if self.scales is None else self._scaled(data, self.scales.index_select(0, blocks))
+
+    def tokens(self, blocks: range | torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        if self.scales is not None:
+            found = self.between(blocks.start, blocks.stop) if isinstance(blocks, range) else self.pick(blocks)
+            picked = found.transpose(0, 1)
+        elif isinstance(blocks, range):
+            picked = self._by_head.narrow(1, blocks.start, len(blocks))
+        else:
+            picked = self._by_head.index_select(1, blocks)
+        heads, count, size, dim = picked.shape
+        return picked.reshape(heads, count * size, dim).narrow(1, start, stop - start)
+
+    def _scaled(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return codes.to(self._dtype) * scales.unsqueeze(-1).to(self._dtype)
 
 
 class PagedKVCache:
@@ -47,34 +108,30 @@ class PagedKVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        quantized: bool = False,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.bytes_per_token = dtype.itemsize * sum(layer.numbers_per_token for layer in layers)
-        # zeros, not empty: unused slots enter products under a zero weight, where a NaN would spread
-        self.keys = [
-            torch.zeros(num_blocks, s.kv_heads, block_size, s.key_dim, dtype=dtype, device=device) for s in layers
-        ]
-        self.values = [
-            torch.zeros(num_blocks, s.kv_heads, block_size, s.value_dim, dtype=dtype, device=device) for s in layers
-        ]
+        self.is_quantized = quantized
+        self.bytes_per_token = sum(stored_bytes(layer, dtype, quantized=quantized) for layer in layers)
 
-        # the same memory seen as rows [num_blocks x kv_heads x block_size, dim], and with the KV heads first
-        self._rows = [
-            (k.view(-1, k.shape[-1]), v.view(-1, v.shape[-1])) for k, v in zip(self.keys, self.values, strict=True)
-        ]
-        self._by_head = [(k.transpose(0, 1), v.transpose(0, 1)) for k, v in zip(self.keys, self.values, strict=True)]
+        def store(kv_heads: int, dim: int) -> _Store:
+            return _Store((num_blocks, kv_heads, block_size, dim), dtype, quantized=quantized, device=device)
+
+        self._layers = [(store(s.kv_heads, s.key_dim), store(s.kv_heads, s.value_dim)) for s in layers]
+        self.keys = [key.data for key, _ in self._layers]
+        self.values = [value.data for _, value in self._layers]
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all tensors: bytes_per_token x block_size x num_blocks."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum(key.num_bytes + value.num_bytes for key, value in self._layers)
 
     def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store the tokens' K [T, kv_heads, key_dim] and V at `rows` [T x kv_heads] (see `head_rows`)."""
-        keys, values = self._rows[layer]
-        keys.index_copy_(0, rows, key.reshape(-1, keys.shape[1]))
-        values.index_copy_(0, rows, value.reshape(-1, values.shape[1]))
+        keys, values = self._layers[layer]
+        keys.write(rows, key)
+        values.write(rows, value)
 
     def head_rows(self, slots: torch.Tensor, kv_heads: int) -> torch.Tensor:
         """Rows of [num_blocks x kv_heads x block_size] for tokens at `slots` = block x block_size + offset, [T]."""
@@ -86,24 +143,16 @@ class PagedKVCache:
         self, layer: int, first: int, last: int, blocks: torch.Tensor | None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """K and V of the blocks [first, last), in place, and copies of the listed ones, as far as there are any."""
-        keys, values = self.keys[layer], self.values[layer]
-        found = [(keys[first:last], values[first:last])] if last > first else []
-        return found if blocks is None else [*found, (keys.index_select(0, blocks), values.index_select(0, blocks))]
+        keys, values = self._layers[layer]
+        found = [(keys.between(first, last), values.between(first, last))] if last > first else []
+        return found if blocks is None else [*found, (keys.pick(blocks), values.pick(blocks))]
 
     def read(
         self, layer: int, blocks: range | torch.Tensor, start: int, stop: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of the tokens [start, stop), counted from the first block: K and V as [kv_heads, tokens, dim]."""
-        keys, values = self._by_head[layer]
-        return self._tokens(keys, blocks, start, stop), self._tokens(values, blocks, start, stop)
-
-    def _tokens(self, by_head: torch.Tensor, blocks: range | torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        if isinstance(blocks, range):
-            picked = by_head.narrow(1, blocks.start, len(blocks))
-        else:
-            picked = by_head.index_select(1, blocks)
-        heads, count, size, dim = picked.shape
-        return picked.reshape(heads, count * size, dim).narrow(1, start, stop - start)
+        keys, values = self._layers[layer]
+        return keys.tokens(blocks, start, stop), values.tokens(blocks, start, stop)
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

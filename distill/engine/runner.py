@@ -14,7 +14,7 @@ from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
 from distill.engine.blocks import BlockPool
 from distill.engine.detokenize import TextTail
-from distill.engine.kv_cache import PagedKVCache, blocks_for
+from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
 from distill.engine.prefix import PrefixCache, exchange_scores
 from distill.engine.probe import Structure, forward, inspect_model
 from distill.engine.scheduler import Scheduler
@@ -253,8 +253,8 @@ def _make_cache(
     """The cache, as large as the configuration allows but no larger than max_batch full contexts need."""
     if not config.use_kv_cache:
         return None
-    dtype = structure.dtype
-    block_bytes = dtype.itemsize * config.block_size * sum(s.numbers_per_token for s in structure.layers)
+    dtype, quantized = structure.dtype, config.kv_dtype == "int8"
+    block_bytes = config.block_size * sum(stored_bytes(s, dtype, quantized=quantized) for s in structure.layers)
     most = config.max_batch * blocks_for(max_model_len, config.block_size)
     num_blocks = config.num_blocks or min(most, config.kv_bytes // block_bytes)
     if num_blocks < 1:
@@ -262,5 +262,10 @@ def _make_cache(
             f"a KV block takes {block_bytes} bytes, kv_bytes is {config.kv_bytes}", remedy="give the cache more memory"
         )
     return PagedKVCache(
-        structure.layers, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype, device=device
+        structure.layers,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        dtype=dtype,
+        device=device,
+        quantized=quantized,
     )
