@@ -83,13 +83,12 @@ class _Store:
         return data if self.scales is None else self._scaled(data, self.scales.index_select(0, blocks))
 
     def tokens(self, blocks: range | torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        if self.scales is not None:
-            found = self.between(blocks.start, blocks.stop) if isinstance(blocks, range) else self.pick(blocks)
-            picked = found.transpose(0, 1)
+        if self.scales is None and isinstance(blocks, range):
+            picked = self._by_head.narrow(1, blocks.start, len(blocks))  # the shortest way to decode one sequence
         elif isinstance(blocks, range):
-            picked = self._by_head.narrow(1, blocks.start, len(blocks))
+            picked = self.between(blocks.start, blocks.stop).transpose(0, 1)
         else:
-            picked = self._by_head.index_select(1, blocks)
+            picked = self.pick(blocks).transpose(0, 1)
         heads, count, size, dim = picked.shape
         return picked.reshape(heads, count * size, dim).narrow(1, start, stop - start)
 

@@ -1,0 +1,119 @@
+"""What the KV cache saves and costs: prefix reuse, bytes, int8, and doing without. Counts, and CPU time where it tells.
+
+Used by `python -m benchmarks.serve`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from itertools import islice
+from pathlib import Path
+
+import transformers as hf
+
+from benchmarks.common import Row, at_least
+from distill.engine.kv_cache import kv_bytes_per_token
+from distill.engine.runner import Engine, EngineConfig
+from distill.engine.types import Completion, SamplingParams
+from distill.model.load import load_model, load_tokenizer
+from distill.tasks.plain_text import document_stream
+
+_HEADER, _CHOICE, _CHOICES = 200, 12, 4
+_QUESTIONS = 8
+_TEACHER = Path(__file__).parent.parent / "data" / "teacher"
+
+
+def cache_rows(model: hf.PreTrainedModel, *, documents: int) -> list[Row]:
+    """All of it; `documents` is how many texts the perplexity is taken over."""
+    return [*_prefix_rows(model), _bytes_row(model), *_off_rows(model), *_int8_rows(documents)]
+
+
+def _prefix_rows(model: hf.PreTrainedModel) -> list[Row]:
+    """Questions of 200 tokens with four answers each, scored with and without reuse."""
+    rng = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(1, 8192) for _ in range(count)]
+
+    headers = [tokens(_HEADER) for _ in range(_QUESTIONS)]
+    prompts = [header + tokens(_CHOICE) for header in headers for _ in range(_CHOICES)]
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    cached, plain = Engine(model, None), Engine(model, None, EngineConfig(prefix_cache=False))
+    seconds: list[float] = []
+    found: list[list[Completion]] = []
+    for engine in (cached, plain):
+        started = time.process_time()
+        found.append(engine.generate(prompts, params))
+        seconds.append(time.process_time() - started)
+    computed, naive = (e.stats.prefill_tokens + e.stats.decode_tokens for e in (cached, plain))
+    furthest = max(
+        abs(a.logprob - b.logprob)
+        for own, other in zip(*found, strict=True)
+        for a, b in zip(own.prompt_logprobs or (), other.prompt_logprobs or (), strict=True)
+        if a is not None and b is not None
+    )
+    name = f"scoring {_CHOICES} answers to a question of {_HEADER} tokens"
+    share = computed / naive
+    return [
+        Row(f"{name}: tokens computed", computed, "tokens", naive, share, bar=0.35, ok=share <= 0.35),
+        Row(f"{name}: largest difference of a log probability", furthest, "nats", bar=1e-4, ok=furthest <= 1e-4),
+        Row(f"{name}: CPU time, without reuse as the peer", seconds[0], "s", seconds[1], seconds[0] / seconds[1]),
+    ]
+
+
+def _bytes_row(model: hf.PreTrainedModel) -> Row:
+    """Bytes allocated against 2 x bytes x layers x KV heads x head size x tokens."""
+    config = EngineConfig(num_blocks=37, block_size=16)
+    cache = Engine(model, None, config).cache
+    assert cache is not None
+    formula = kv_bytes_per_token(model.config, model.dtype) * 37 * 16
+    exact = cache.total_bytes == formula
+    return Row(
+        "KV bytes allocated, the formula as the peer", cache.total_bytes, "bytes", formula, 1.0, bar=1.0, ok=exact
+    )
+
+
+def _off_rows(model: hf.PreTrainedModel) -> list[Row]:
+    """One answer with the cache and without."""
+    prompt = [[random.Random(1).randrange(1, 8192) for _ in range(128)]]
+    params = SamplingParams(max_tokens=32, ignore_eos=True)
+    speeds, texts = [], []
+    for use in (True, False):
+        engine = Engine(model, None, EngineConfig(use_kv_cache=use))
+        started = time.process_time()
+        (completion,) = engine.generate(prompt, params)
+        speeds.append(32 / (time.process_time() - started))
+        texts.append(completion.token_ids)
+    ratio = speeds[0] / speeds[1]
+    return [
+        Row("1 x 128+32, the cache off as the peer", speeds[0], "tokens per CPU-second", speeds[1], ratio),
+        at_least("1 x 128+32: text the same with the cache off", float(texts[0] == texts[1]), 1.0),
+    ]
+
+
+def _int8_rows(documents: int) -> list[Row]:
+    """Bytes at head size 64 against 16 bits, and the perplexity of the embedded teacher with its KV in either form."""
+    tokenizer, model = load_tokenizer(_TEACHER), load_model(_TEACHER, dtype="float32", device="cpu")
+    texts = islice(document_stream(seed=1), documents)
+    sequences = [[int(token) for token in tokenizer(text)["input_ids"]][:512] for text in texts]
+    perplexities = []
+    for kind in ("auto", "int8"):
+        engine = Engine(model, None, EngineConfig(kv_dtype="int8" if kind == "int8" else "auto"))
+        scores = [score for row in engine.score(sequences) for score in row]
+        perplexities.append(math.exp(-sum(scores) / len(scores)))
+    exact, small = perplexities
+    share = (64 + 2) / (2 * 64)
+    return [
+        Row(
+            "KV bytes of int8 with scales, head size 64, 16 bits as the peer",
+            132,
+            "bytes",
+            256,
+            share,
+            bar=0.53,
+            ok=True,
+        ),
+        Row("perplexity with KV in int8, in float32 as the peer", small, "perplexity", exact, small / exact),
+    ]
