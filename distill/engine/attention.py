@@ -180,7 +180,7 @@ def _prefill(
     keys, values = k[:, segment.start : segment.end], v[:, segment.start : segment.end]
     if segment.blocks is not None:
         assert batch.cache is not None
-        keys, values = batch.cache.read(layer, segment.blocks, 0, segment.context + segment.length)
+        keys, values = batch.cache.read(layer, segment.blocks, 0, segment.context + segment.length - segment.skipped)
     kv_heads = keys.shape[0]
     grouped = q[:, segment.start : segment.end].unflatten(0, (kv_heads, q.shape[0] // kv_heads))
     mask = segment.mask(window, q.device)

@@ -28,6 +28,7 @@ class Segment:
     blocks: (
         torch.Tensor | None
     )  # block table, where attention reads the cache: there is a context, or K and V are rounded
+    skipped: int = 0  # tokens before the first block of the table, which no layer sees
     _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     @property
@@ -35,7 +36,7 @@ class Segment:
         return self.end - self.start
 
     def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
-        """bool [length, context + length], or None where plain causal attention says the same."""
+        """bool [length, context + length - skipped], or None where plain causal attention says the same."""
         total = self.context + self.length
         if window is not None and window >= total:
             window = None
@@ -44,7 +45,7 @@ class Segment:
                 self._masks[window] = None
             else:
                 position = torch.arange(self.context, total, device=device)[:, None]
-                other = torch.arange(total, device=device)[None, :]
+                other = torch.arange(self.skipped, total, device=device)[None, :]
                 visible = other <= position
                 self._masks[window] = visible if window is None else visible & (other > position - window)
         return self._masks[window]
@@ -210,26 +211,28 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
         assert cache is None or not work.is_decode, "decoding sequences come first"
         sequence, first = work.sequence, work.sequence.num_computed
         last = first + work.num_tokens
-        blocks = None
+        blocks, skipped = None, 0
         if cache is not None and (first or cache.is_quantized):  # what is read does not depend on the chunks
-            blocks = torch.tensor(sequence.blocks[: blocks_for(last, cache.block_size)]).to(device, non_blocking=True)
+            table = sequence.blocks[sequence.num_dropped : blocks_for(last, cache.block_size)]
+            blocks = torch.tensor(table).to(device, non_blocking=True)
+            skipped = sequence.num_dropped * cache.block_size
         shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
-        segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks))
+        segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks, skipped))
         ids.extend(sequence.token_ids[first:last])
         positions.extend(range(first, last))
     slots = _slots(works, positions, cache.block_size) if cache is not None else positions
-    table = torch.from_numpy(np.array((ids, positions, slots), dtype=np.int64)).to(device, non_blocking=True)
+    arrays = torch.from_numpy(np.array((ids, positions, slots), dtype=np.int64)).to(device, non_blocking=True)
     stored = None
     if shared:
         stored = torch.from_numpy(np.delete(np.arange(len(ids)), shared)).to(device, non_blocking=True)
     return PackedBatch(
-        input_ids=table[0:1],
-        position_ids=table[1:2],
+        input_ids=arrays[0:1],
+        position_ids=arrays[1:2],
         num_decode=len(decoding),
         segments=segments,
         decode=DecodePlan(decoding, cache.block_size, device) if cache is not None and decoding else None,
         cache=cache,
-        slots=table[2] if stored is None else table[2].index_select(0, stored),
+        slots=arrays[2] if stored is None else arrays[2].index_select(0, stored),
         stored=stored,
     )
 

@@ -24,6 +24,7 @@ class Structure:
     layers: list[LayerShape]
     dtype: torch.dtype  # of K and V
     max_length: int
+    window: int | None = None  # tokens that the widest layer sees, where every layer slides
 
 
 def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
@@ -39,8 +40,8 @@ def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
     types = set(getattr(config, "layer_types", None) or ())
     if types - _LAYER_TYPES:
         raise _refusal(name, f"has layers of type {', '.join(sorted(types - _LAYER_TYPES))}")
-    layers, dtype = _observe(model, name, compare)
-    return Structure(layers, dtype, _context(config))
+    layers, dtype, windows = _observe(model, name, compare)
+    return Structure(layers, dtype, _context(config), None if None in windows else max(w for w in windows if w))
 
 
 def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor) -> t
 
 
 @torch.inference_mode()
-def _observe(model: PreTrainedModel, name: str, compare: bool) -> tuple[list[LayerShape], torch.dtype]:
+def _observe(model: PreTrainedModel, name: str, compare: bool) -> tuple[list[LayerShape], torch.dtype, set[int | None]]:
     """Run two short sequences as one batch; note what each layer asks of attention."""
     config = model.config.get_text_config()
     device: torch.device = model.device
@@ -98,7 +99,7 @@ def _observe(model: PreTrainedModel, name: str, compare: bool) -> tuple[list[Lay
         exact = all(p.dtype == torch.float32 for p in model.parameters())
         if not distance < (1e-3 if exact else 0.1):
             raise _refusal(name, f"gives other logits in a packed batch than alone (relative error {distance:.2g})")
-    return [seen[layer] for layer in range(config.num_hidden_layers)], dtypes.pop()
+    return [seen[layer] for layer in range(config.num_hidden_layers)], dtypes.pop(), set(windows.values())
 
 
 def _check_windows(name: str, config: object, windows: dict[int, int | None]) -> None:

@@ -53,6 +53,7 @@ class Engine:
             max_batch=config.max_batch,
             token_budget=config.prefill_tokens,
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
+            window=structure.window,
         )
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)

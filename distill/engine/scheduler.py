@@ -15,7 +15,7 @@ from distill.engine.batch import Work
 from distill.engine.blocks import BlockPool
 from distill.engine.kv_cache import blocks_for
 from distill.engine.prefix import PrefixCache
-from distill.engine.sequence import Sequence
+from distill.engine.sequence import GONE, Sequence
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Scheduler:
         max_batch: int,
         token_budget: int,
         score_rows: int,
+        window: int | None,
     ) -> None:
         self._pool = pool  # None: no cache, every step computes whole sequences
         self._prefix = prefix
@@ -54,6 +55,7 @@ class Scheduler:
         self._max_batch = max_batch
         self._token_budget = token_budget
         self._score_rows = score_rows  # positions whose logits scoring may hold at once
+        self._window = window  # tokens any layer sees; None: some layer sees all
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -77,6 +79,8 @@ class Scheduler:
         """The next step, decoding sequences first; empty iff there is nothing to do."""
         if self._pool is None or self._prefix is None:
             return self._whole_sequences()
+        for sequence in self.running:
+            self._drop_passed(sequence, self._pool)
         preemptions = self.num_preemptions
         decodes = self._decodes(self._pool, self._prefix)
         room = _Room(self._token_budget, self._score_rows)
@@ -136,6 +140,16 @@ class Scheduler:
             works.append(Work(sequence, 1))
         return works
 
+    def _drop_passed(self, sequence: Sequence, pool: BlockPool) -> None:
+        """Give back the blocks that no layer's window reaches from the next token on."""
+        if self._window is None:
+            return
+        passed = max(0, sequence.num_computed - self._window + 1) // self._block_size
+        for index in range(sequence.num_dropped, passed):
+            pool.release([sequence.blocks[index]])
+            sequence.blocks[index] = GONE
+        sequence.num_dropped = max(sequence.num_dropped, passed)
+
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._release(sequence)
@@ -144,9 +158,9 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         if self._pool is not None:
-            self._pool.release(sequence.blocks)
+            self._pool.release(sequence.blocks[sequence.num_dropped :])
         sequence.blocks = []
-        sequence.num_computed = sequence.num_shared = sequence.num_offered = 0
+        sequence.num_computed = sequence.num_shared = sequence.num_offered = sequence.num_dropped = 0
 
     def _whole_sequences(self) -> list[Work]:
         """Without a cache: whole sequences in turn, as many as the token budget holds (one at least)."""

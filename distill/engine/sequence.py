@@ -8,6 +8,8 @@ from distill.engine.blocks import BlockScores
 from distill.engine.detokenize import TextTail
 from distill.engine.types import FinishReason, SamplingParams, TokenLogprob
 
+GONE = -1
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -26,6 +28,7 @@ class Sequence:
     num_computed: int = 0
     num_shared: int = 0
     blocks: list[int] = field(default_factory=list)
+    num_dropped: int = 0  # blocks given back as every layer's window has passed them; their entries are GONE
     digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were looked up
     num_offered: int = 0  # blocks that others can find
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)  # one a prompt token, the first has none

@@ -91,7 +91,8 @@ def test_greedy_is_the_same_with_and_without_reuse(name: str) -> None:
         assert engine.blocks_in_use == 0
         assert (engine.stats.cached_tokens > 0) == config.prefix_cache
         if config.num_blocks:
-            assert engine.stats.preemptions and engine.stats.block_evictions
+            assert engine.stats.block_evictions
+            assert engine.stats.preemptions or name == "mistral"  # its window gives blocks back
 
 
 def test_scores_of_random_trees(model: hf.PreTrainedModel) -> None:
