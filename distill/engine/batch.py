@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import PagedKVCache, blocks_for
 from distill.engine.sequence import Sequence
 
@@ -89,10 +90,10 @@ class RowView:
 class DecodePlan:
     """Block tables of the decoding sequences, flat; views of it by sliding window."""
 
-    def __init__(self, sequences: list[Sequence], block_size: int, device: torch.device) -> None:
+    def __init__(self, sequences: list[Sequence], block_size: int, buffers: StepBuffers) -> None:
         self._sequences = sequences
         self._block_size = block_size
-        self._device = device
+        self._buffers = buffers
         self._views: dict[int | None, DecodeView] = {}
         self._row_views: dict[int | None, RowView] = {}
 
@@ -105,7 +106,7 @@ class DecodePlan:
             skipped = oldest // self._block_size
             table = sequence.blocks[skipped : blocks_for(length, self._block_size)]
             consecutive = range(table[0], table[0] + len(table))
-            blocks = consecutive if table == list(consecutive) else self._put(np.asarray(table, dtype=np.int64))
+            blocks = consecutive if table == list(consecutive) else self._put("table", np.array(table), window)
             start, stop = oldest - skipped * self._block_size, length - skipped * self._block_size
             self._row_views[window] = RowView(blocks, start, stop)
         return self._row_views[window]
@@ -138,20 +139,32 @@ class DecodePlan:
         first, last = int(blocks.min()), int(blocks.max()) + 1
         unique, at = np.unique(blocks, return_index=True)
         if len(unique) < _DENSE * (last - first):
-            return DecodeView(0, 0, self._put(blocks), self._put(rows), self._put(visible))
+            return self._view(0, 0, blocks, rows, visible, window)
         range_rows = np.zeros(last - first, dtype=np.int64)
         range_visible = np.zeros((last - first, self._block_size), dtype=np.bool_)
         range_rows[unique - first] = rows[at]
         range_visible[unique - first] = visible[at]
         if len(unique) == len(blocks):
-            return DecodeView(first, last, None, self._put(range_rows), self._put(range_visible))
+            return self._view(first, last, None, range_rows, range_visible, window)
         again = np.ones(len(blocks), dtype=np.bool_)
         again[at] = False
         all_rows, all_visible = np.append(range_rows, rows[again]), np.append(range_visible, visible[again], axis=0)
-        return DecodeView(first, last, self._put(blocks[again]), self._put(all_rows), self._put(all_visible))
+        return self._view(first, last, blocks[again], all_rows, all_visible, window)
 
-    def _put(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+    def _view(
+        self,
+        first: int,
+        last: int,
+        gather: np.ndarray | None,
+        rows: np.ndarray,
+        visible: np.ndarray,
+        window: int | None,
+    ) -> DecodeView:
+        listed = None if gather is None else self._put("gather", gather, window)
+        return DecodeView(first, last, listed, self._put("rows", rows, window), self._put("visible", visible, window))
+
+    def _put(self, name: str, array: np.ndarray, window: int | None) -> torch.Tensor:
+        return self._buffers.put(name, array, part=window)
 
 
 @dataclass
@@ -200,7 +213,7 @@ class Work:
         return self.reaches_end and self.sequence.samples
 
 
-def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) -> PackedBatch:
+def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers) -> PackedBatch:
     """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
     decoding = [w.sequence for w in works if w.is_decode] if cache is not None else []
     ids = [s.token_ids[s.num_computed] for s in decoding]
@@ -214,23 +227,23 @@ def pack(works: list[Work], cache: PagedKVCache | None, device: torch.device) ->
         blocks, skipped = None, 0
         if cache is not None and (first or cache.is_quantized):  # what is read does not depend on the chunks
             table = sequence.blocks[sequence.num_dropped : blocks_for(last, cache.block_size)]
-            blocks = torch.tensor(table).to(device, non_blocking=True)
+            blocks = buffers.put("context", np.array(table), part=len(segments))
             skipped = sequence.num_dropped * cache.block_size
         shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
         segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks, skipped))
         ids.extend(sequence.token_ids[first:last])
         positions.extend(range(first, last))
     slots = _slots(works, positions, cache.block_size) if cache is not None else positions
-    arrays = torch.from_numpy(np.array((ids, positions, slots), dtype=np.int64)).to(device, non_blocking=True)
+    arrays = buffers.put("tokens", np.array((ids, positions, slots), dtype=np.int64))
     stored = None
     if shared:
-        stored = torch.from_numpy(np.delete(np.arange(len(ids)), shared)).to(device, non_blocking=True)
+        stored = buffers.put("stored", np.delete(np.arange(len(ids)), shared))
     return PackedBatch(
         input_ids=arrays[0:1],
         position_ids=arrays[1:2],
         num_decode=len(decoding),
         segments=segments,
-        decode=DecodePlan(decoding, cache.block_size, device) if cache is not None and decoding else None,
+        decode=DecodePlan(decoding, cache.block_size, buffers) if cache is not None and decoding else None,
         cache=cache,
         slots=arrays[2] if stored is None else arrays[2].index_select(0, stored),
         stored=stored,

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
 from distill.engine.blocks import BlockPool
+from distill.engine.buffers import StepBuffers
 from distill.engine.detokenize import TextTail
 from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
 from distill.engine.prefix import PrefixCache, exchange_scores
@@ -55,6 +57,7 @@ class Engine:
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
             window=structure.window,
         )
+        self._buffers = StepBuffers(self.device)
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
         self.stats = EngineStats()
@@ -142,10 +145,10 @@ class Engine:
         if not works:
             return []
         self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-        batch = pack(works, self.cache, self.device)
+        batch = pack(works, self.cache, self._buffers)
         num_decode = sum(work.is_decode for work in works)
-        rows = torch.tensor(results.logit_rows(works), dtype=torch.int64)
-        logits = forward(self.model, batch, rows.to(self.device, non_blocking=True))
+        rows = self._buffers.put("rows of logits", np.array(results.logit_rows(works), dtype=np.int64))
+        logits = forward(self.model, batch, rows)
         outputs = self._advance(works, logits)
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
         return outputs
@@ -229,6 +232,7 @@ class Engine:
             stats.cached_tokens = self._prefix.num_found_tokens
             stats.blocks_cached = self.pool.num_cached
             stats.block_evictions = self.pool.num_evictions
+        stats.buffer_allocations = self._buffers.num_allocations
         if num_prefill:
             stats.prefill_seconds += seconds
         else:

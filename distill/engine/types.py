@@ -144,4 +144,5 @@ class EngineStats:
     blocks_free: int = 0  # the rest
     blocks_cached: int = 0  # of either kind, that a request with the same tokens would find
     block_evictions: int = 0  # cached blocks given to other tokens
+    buffer_allocations: int = 0  # arrays of a step that needed more memory than any step before
     blocks_peak: int = 0  # most blocks ever used at once

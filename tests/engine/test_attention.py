@@ -7,6 +7,7 @@ import torch
 
 from distill.engine.attention import attention_reference, blockwise_decode, grouped_attention
 from distill.engine.batch import DecodePlan, Segment
+from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import LayerShape, PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.sequence import Sequence
 from distill.engine.types import SamplingParams
@@ -54,7 +55,7 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
         keys.append(key)
         values.append(value)
     query = torch.randn(len(lengths), heads, key_dim).double()
-    view = DecodePlan(sequences, size, CPU).view(window)
+    view = DecodePlan(sequences, size, StepBuffers(CPU)).view(window)
     assert (view.gather is not None) == scattered or window is not None
     grouped = query.view(len(lengths), kv_heads, heads // kv_heads, key_dim)
     parts = cache.parts(0, view.first, view.last, view.gather)

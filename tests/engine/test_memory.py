@@ -6,7 +6,10 @@ import random
 
 import pytest
 
-from distill.engine.kv_cache import blocks_for, kv_bytes_per_token
+from distill.engine import runner
+from distill.engine.batch import PackedBatch, Work
+from distill.engine.buffers import StepBuffers
+from distill.engine.kv_cache import PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from tests.engine.models import VOCAB, reference, tiny_model
@@ -108,3 +111,34 @@ def test_decoding_sequences_wait_for_a_prompt_no_longer_than_its_chunk() -> None
         engine.step()
         assert engine.stats.decode_tokens == step + 1
         assert engine.stats.prefill_tokens - before == 8
+
+
+def test_steps_use_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first requests of a size, cache and step arrays stay where they are, and no array is made."""
+    engine = Engine(tiny_model("gemma2"), None, EngineConfig(block_size=4, num_blocks=80))
+    seen: set[tuple[int, ...]] = set()
+    own_pack = runner.pack
+
+    def watched(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers) -> PackedBatch:
+        batch = own_pack(works, cache, buffers)
+        assert cache is not None
+        tensors = [batch.input_ids, *cache.keys, *cache.values]
+        if batch.decode is not None:
+            tensors += [batch.decode.view(window).rows for window in (None, 9)]
+            seen.add(tuple(t.untyped_storage().data_ptr() for t in tensors))
+        return batch
+
+    monkeypatch.setattr(runner, "pack", watched)
+    rng = random.Random(0)
+
+    def load() -> None:
+        prompts = [[rng.randrange(3, VOCAB) for _ in range(20 + i)] for i in range(6)]
+        engine.generate(prompts, SamplingParams(max_tokens=20, ignore_eos=True))
+
+    load()
+    load()
+    seen.clear()
+    made = engine.stats.buffer_allocations
+    load()
+    assert engine.stats.steps > 50 and engine.stats.buffer_allocations == made
+    assert len(seen) == 1
