@@ -185,9 +185,9 @@ def main() -> int:
         loads.append((equal_load(64, 128, new), {"continuous batching": 2.5}, 1))
         loads.append((ragged_load(64, 256), {"generate": 1.7}, 1))
     rows = [row for load, bars, rounds in loads for row in compare(model, load, bars, rounds)]
-    rows += cache_rows(model, documents=4 if options.quick else 64)
+    rows += cache_rows(model, documents=8 if options.quick else 200)
     for row in rows:
-        peer = "" if row.ratio is None else f", peer {row.peer:.4g}, ratio {row.ratio:.3f}"
+        peer = "" if row.ratio is None else f", peer {row.peer:.4g}, ratio {row.ratio:.4g}"
         print(
             f"{row.name}: {row.value:.4g} {row.unit}{peer}" + ("" if row.bar is None else f" (bar {row.bar}: {row.ok})")
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from itertools import islice
+from itertools import compress
 from pathlib import Path
 
 import transformers as hf
@@ -17,8 +17,10 @@ from benchmarks.common import Row, at_least
 from distill.engine.kv_cache import kv_bytes_per_token
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import Completion, SamplingParams
+from distill.model.chat import encode_completion
 from distill.model.load import load_model, load_tokenizer
-from distill.tasks.plain_text import document_stream
+from distill.records import Message, user_message
+from distill.tasks.registry import sample_tasks
 
 _HEADER, _CHOICE, _CHOICES = 200, 12, 4
 _QUESTIONS = 8
@@ -26,7 +28,7 @@ _TEACHER = Path(__file__).parent.parent / "data" / "teacher"
 
 
 def cache_rows(model: hf.PreTrainedModel, *, documents: int) -> list[Row]:
-    """All of it; `documents` is how many texts the perplexity is taken over."""
+    """All of it; `documents` is how many answers the perplexity is taken over."""
     return [*_prefix_rows(model), _bytes_row(model), *_off_rows(model), *_int8_rows(documents)]
 
 
@@ -96,14 +98,18 @@ def _off_rows(model: hf.PreTrainedModel) -> list[Row]:
 def _int8_rows(documents: int) -> list[Row]:
     """Bytes at head size 64 against 16 bits, and the perplexity of the embedded teacher with its KV in either form."""
     tokenizer, model = load_tokenizer(_TEACHER), load_model(_TEACHER, dtype="float32", device="cpu")
-    texts = islice(document_stream(seed=1), documents)
-    sequences = [[int(token) for token in tokenizer(text)["input_ids"]][:512] for text in texts]
-    perplexities = []
+    answers = []
+    for task in sample_tasks(kinds=("instruction", "code"), split="values", count=documents, seed=1):
+        chat: list[Message] = [*user_message(task.prompt), {"role": "assistant", "content": task.answer}]
+        ids, labels = encode_completion(tokenizer, chat, 512)
+        answers.append((ids, [label >= 0 for label in labels[1:]]))
+    runs: list[list[float]] = []
     for kind in ("auto", "int8"):
         engine = Engine(model, None, EngineConfig(kv_dtype="int8" if kind == "int8" else "auto"))
-        scores = [score for row in engine.score(sequences) for score in row]
-        perplexities.append(math.exp(-sum(scores) / len(scores)))
-    exact, small = perplexities
+        found = engine.score([ids for ids, _ in answers])
+        runs.append([score for row, (_, kept) in zip(found, answers, strict=True) for score in compress(row, kept)])
+    exact, small = (math.exp(-sum(scores) / len(scores)) for scores in runs)
+    change = sum(abs(a - b) for a, b in zip(*runs, strict=True)) / len(runs[0])
     share = (64 + 2) / (2 * 64)
     return [
         Row(
@@ -115,5 +121,6 @@ def _int8_rows(documents: int) -> list[Row]:
             bar=0.53,
             ok=True,
         ),
-        Row("perplexity with KV in int8, in float32 as the peer", small, "perplexity", exact, small / exact),
+        Row("perplexity of answers with KV in int8, in float32 as the peer", small, "perplexity", exact, small / exact),
+        Row("mean change of a log probability with KV in int8", change, "nats"),
     ]

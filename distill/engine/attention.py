@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from distill.engine.batch import DecodeView, PackedBatch, Segment
+from distill.engine.tables import KernelTables
 from distill.errors import EngineError
 
 NAME = "distill_packed"
@@ -57,6 +58,8 @@ def packed_attention(
     if batch.cache is not None:
         new_k, new_v = (k, v) if batch.stored is None else (k[:, batch.stored], v[:, batch.stored])
         batch.cache.write(layer, batch.head_rows(k.shape[0]), new_k.transpose(0, 1), new_v.transpose(0, 1))
+    if batch.tables is not None:
+        return _by_kernels(batch, batch.tables, layer, query, sliding_window, scale, softcap), None
     if not batch.segments:
         return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
     out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
@@ -80,6 +83,34 @@ def attention_by(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def _by_kernels(
+    batch: PackedBatch,
+    tables: KernelTables,
+    layer: int,
+    query: torch.Tensor,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """The whole batch by the Triton kernels: query [1, H, T, D] -> [1, T, H, E]."""
+    from distill.kernels.paged_attention import paged_decode, varlen_prefill  # Triton is not installed everywhere
+
+    assert batch.cache is not None
+    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    q = query[0].transpose(0, 1)
+    parts = []
+    if tables.decode is not None:
+        table, lengths = tables.decode
+        single = q[: batch.num_decode]
+        parts.append(paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap))
+    if tables.prefill is not None:
+        table, (starts, lengths, contexts), longest = tables.prefill
+        rest = q[batch.num_decode :]
+        limits = (starts, lengths, contexts, longest)
+        parts.append(varlen_prefill(rest, keys, values, table, *limits, scale=scale, window=window, softcap=softcap))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 
 def _decode(
@@ -218,31 +249,3 @@ def grouped_attention(
     scores = scores.view(kv_heads, group, length, -1).masked_fill(~visible, float("-inf"))
     weights = scores.softmax(-1).to(values.dtype).view(kv_heads, group * length, -1)
     return torch.bmm(weights, values).view(kv_heads, group, length, -1)
-
-
-def attention_reference(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """The definition, in float64 and loops over heads, that the fast paths are tested against: query [H, L, D] for the
-    last L of the S positions in keys [K, S, D] and values [K, S, E] -> [L, H, E]."""
-    heads, length, _ = query.shape
-    total, group = keys.shape[1], heads // keys.shape[0]
-    position = torch.arange(total - length, total)[:, None]
-    other = torch.arange(total)[None, :]
-    visible = other <= position
-    if window is not None:
-        visible &= other > position - window
-    out = []
-    for head in range(heads):
-        scores = query[head].double() @ keys[head // group].double().T * scale
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        out.append(weights @ values[head // group].double())
-    return torch.stack(out, dim=1)

@@ -13,6 +13,7 @@ import torch
 from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import PagedKVCache, blocks_for
 from distill.engine.sequence import Sequence
+from distill.engine.tables import KernelTables, make_tables
 
 # blocks in use / blocks between the first and the last of them: above it, attention reads the whole range in place
 _DENSE = 0.6
@@ -179,6 +180,7 @@ class PackedBatch:
     cache: PagedKVCache | None = None
     slots: torch.Tensor | None = None  # block x block_size + offset of each token that is stored
     stored: torch.Tensor | None = None  # which tokens those are, ascending; None: all
+    tables: KernelTables | None = None  # where the GPU kernels are to compute attention
     observe: Observer | None = None
     _head_rows: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -213,7 +215,7 @@ class Work:
         return self.reaches_end and self.sequence.samples
 
 
-def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers) -> PackedBatch:
+def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers, *, kernels: bool = False) -> PackedBatch:
     """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
     decoding = [w.sequence for w in works if w.is_decode] if cache is not None else []
     ids = [s.token_ids[s.num_computed] for s in decoding]
@@ -245,6 +247,11 @@ def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers) ->
         segments=segments,
         decode=DecodePlan(decoding, cache.block_size, buffers) if cache is not None and decoding else None,
         cache=cache,
+        tables=make_tables(
+            [w.sequence for w in works], [w.num_tokens for w in works], len(decoding), cache.block_size, buffers
+        )
+        if kernels and cache is not None
+        else None,
         slots=arrays[2] if stored is None else arrays[2].index_select(0, stored),
         stored=stored,
     )

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self.device: torch.device = model.device
+        if config.attention == "triton" and find_spec("triton") is None:
+            raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
         structure = inspect_model(model, compare=config.probe)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = _eos_ids(model, tokenizer)
@@ -145,7 +148,7 @@ class Engine:
         if not works:
             return []
         self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-        batch = pack(works, self.cache, self._buffers)
+        batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
         num_decode = sum(work.is_decode for work in works)
         rows = self._buffers.put("rows of logits", np.array(results.logit_rows(works), dtype=np.int64))
         logits = forward(self.model, batch, rows)

@@ -23,6 +23,7 @@ class EngineConfig:
     num_blocks: int | None = None  # overrides kv_bytes
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
+    attention: Literal["torch", "triton"] = "torch"  # triton: kernels for CUDA, not measured on a GPU yet
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
@@ -33,6 +34,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value < 1:
                 raise EngineError(f"engine: {name} is {value}", remedy="give a number of at least 1")
+        if self.attention == "triton" and (self.kv_dtype != "auto" or not self.use_kv_cache):
+            raise EngineError("engine: attention by Triton needs a KV cache that is not int8", remedy="use torch")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.engine.attention import attention_reference, blockwise_decode, grouped_attention
+from distill.engine.attention import blockwise_decode, grouped_attention
 from distill.engine.batch import DecodePlan, Segment
 from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import LayerShape, PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.sequence import Sequence
 from distill.engine.types import SamplingParams
+from distill.kernels.reference import attention_reference
 from tests.engine.models import tiny_model
 
 CPU = torch.device("cpu")

@@ -44,9 +44,14 @@ def test_greedy_equals_generate(name: str) -> None:
     for config, arrivals in (
         (EngineConfig(max_batch=8, block_size=16), [0] * 7),
         (EngineConfig(max_batch=8, block_size=3, prefill_tokens=7), [0, 0, 2, 3, 3, 9, 20]),
-        (EngineConfig(max_batch=3, block_size=4, prefill_tokens=64), [6, 5, 4, 3, 2, 1, 0]),
+        (EngineConfig(max_batch=3, block_size=4, prefill_tokens=64, prefix_cache=False), [6, 5, 4, 3, 2, 1, 0]),
     ):
-        assert _run(Engine(model, None, config), prompts, arrivals) == expected
+        engine = Engine(model, None, config)
+        assert _run(engine, prompts, arrivals) == expected
+        if config.block_size == 3:
+            computed = engine.stats.prefill_tokens
+            assert _run(engine, prompts[::-1], arrivals) == expected[::-1]
+            assert engine.stats.prefill_tokens - computed < computed / 2  # the rest was in the cache
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])

@@ -119,8 +119,8 @@ def test_steps_use_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[int, ...]] = set()
     own_pack = runner.pack
 
-    def watched(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers) -> PackedBatch:
-        batch = own_pack(works, cache, buffers)
+    def watched(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers, *, kernels: bool) -> PackedBatch:
+        batch = own_pack(works, cache, buffers, kernels=kernels)
         assert cache is not None
         tensors = [batch.input_ids, *cache.keys, *cache.values]
         if batch.decode is not None:

@@ -1,0 +1,48 @@
+"""A step's block tables as the GPU kernels read them: one row a sequence, padded to the longest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distill.engine.buffers import StepBuffers
+from distill.engine.kv_cache import blocks_for
+from distill.engine.sequence import GONE, Sequence
+
+
+@dataclass(frozen=True)
+class KernelTables:
+    """`decode`: block table and lengths of the sequences that decode. `prefill`: block table, then first token (counted
+    from the first segment), length and context of each segment, and the longest length. None where there are none."""
+
+    decode: tuple[torch.Tensor, torch.Tensor] | None
+    prefill: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor], int] | None
+
+
+def make_tables(
+    sequences: list[Sequence], counts: list[int], num_decode: int, block_size: int, buffers: StepBuffers
+) -> KernelTables:
+    """Tables of a batch whose sequences compute `counts` tokens each, the decoding ones first."""
+    ends = [s.num_computed + count for s, count in zip(sequences, counts, strict=True)]
+    decode = prefill = None
+    if num_decode:
+        table = _table(sequences[:num_decode], ends[:num_decode], block_size)
+        lengths = buffers.put("kernel lengths", np.array(ends[:num_decode]))
+        decode = (buffers.put("kernel table", table, part=0), lengths)
+    if num_decode < len(sequences):
+        own = np.array(counts[num_decode:])
+        spans = buffers.put("kernel spans", np.stack((np.cumsum(own) - own, own, np.array(ends[num_decode:]) - own)))
+        table = _table(sequences[num_decode:], ends[num_decode:], block_size)
+        prefill = (buffers.put("kernel table", table, part=1), (spans[0], spans[1], spans[2]), int(own.max()))
+    return KernelTables(decode, prefill)
+
+
+def _table(sequences: list[Sequence], ends: list[int], block_size: int) -> np.ndarray:
+    """int32 [sequences, most blocks]."""
+    counts = [blocks_for(end, block_size) for end in ends]
+    table = np.full((len(sequences), max(counts)), GONE, dtype=np.int32)
+    for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+        table[row, :count] = sequence.blocks[:count]
+    return table
