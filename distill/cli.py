@@ -150,56 +150,85 @@ def serve(
     device: Annotated[Device, typer.Option()] = "auto",
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
+    max_queue: Annotated[int | None, typer.Option(min=1, help="choices open at once; beyond it 503")] = None,
+    backend: Annotated[Literal["distill", "vllm"], typer.Option(help="our engine, or vLLM's command")] = "distill",
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="stop when the parent process ends")
     ] = False,
 ) -> None:
     """Serve a model over the OpenAI protocol until stopped."""
-    from distill.recipe.schema import Serve
+    from distill.serve.target import resolve
+
+    flags: dict[str, object] = {"host": host, "port": port, "api_key_env": api_key_env, "dtype": dtype}
+    flags |= {"max_batch": max_batch, "kv_gib": kv_gib, "max_queue": max_queue}
+    chosen = resolve(target, overrides=overrides or (), variant=variant, model_name=model_name, flags=flags)
+    settings, key = chosen.settings, chosen.api_key()
+    if backend == "vllm":
+        from distill.serve.vllm import exec_vllm
+
+        if device != "auto" or ready_file is not None or die_with_parent:
+            raise DistillError(
+                "--device, --ready-file and --die-with-parent are of our own engine", remedy="leave them out with vllm"
+            )
+        exec_vllm(chosen.path, model_name=chosen.name, settings=settings, api_key=key, environment=os.environ)
     from distill.serve.server import serve_model
 
-    settings, path, name = Serve(), target, model_name or target
-    if target.endswith((".yaml", ".yml")):
-        loaded, run = _load(Path(target), overrides)
-        settings = loaded.serve
-        variants = run.variants()
-        if not variants:
-            raise DistillError(
-                f"{target} makes no model to serve", remedy="name a model folder, or a recipe that trains"
-            )
-        chosen = variant or list(variants)[-1]
-        if chosen not in variants:
-            raise DistillError(f"no variant '{chosen}'", remedy=f"one of {', '.join(variants)}")
-        if chosen != "teacher" and not variants[chosen].is_dir():
-            raise DistillError(
-                f"{chosen} is not made yet: no folder {variants[chosen]}",
-                remedy=f"`distill run {target}` first, or another --variant",
-            )
-        path, name = str(variants[chosen]), model_name or chosen
-    elif variant is not None or overrides:
-        raise DistillError("--variant and overrides go with a recipe", remedy="name a recipe instead of a model")
-    key_variable = api_key_env or settings.api_key_env
-    key = os.environ.get(key_variable) if key_variable else None
-    if key_variable and not key:
-        raise DistillError(f"the environment variable {key_variable} is not set", remedy="set it to the key to ask for")
     try:
         serve_model(
-            path,
-            host=host or settings.host,
-            port=settings.port if port is None else port,
+            chosen.path,
+            host=settings.host,
+            port=settings.port,
             api_key=key,
-            model_name=name,
-            dtype=dtype or settings.dtype,
+            model_name=chosen.name,
+            dtype=settings.dtype,
             device=device,
-            settings=settings.model_copy(
-                update={"max_batch": max_batch or settings.max_batch, "kv_gib": kv_gib or settings.kv_gib}
-            ),
+            settings=settings,
             ready_file=ready_file,
             die_with_parent=die_with_parent,
         )
     except KeyboardInterrupt:  # how a server is meant to end
         typer.echo("stopped", err=True)
+
+
+@app.command()
+def bench(
+    target: Annotated[str, typer.Argument(metavar="URL|MODEL", help="a server, or a model folder or hub id to serve")],
+    rate: Annotated[
+        list[float] | None, typer.Option(min=0.001, help="requests/s, again for each; default: four")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="requests at each rate")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of a prompt")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=2, help="tokens of an answer")] = 64,
+    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="where to write all numbers")] = None,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="where to draw, as .png, .svg or .pdf")] = None,
+    model_name: Annotated[str | None, typer.Option(help="the model to ask for; default the server's first")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="variable with the server's key")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="of a MODEL")] = "auto",
+    device: Annotated[Device, typer.Option(help="of a MODEL")] = "auto",
+    max_batch: Annotated[int | None, typer.Option(min=1, help="of a MODEL: sequences decoded together")] = None,
+    kv_gib: Annotated[float | None, typer.Option(min=0.001, help="of a MODEL: memory for the KV cache")] = None,
+) -> None:
+    """Measure a server under load: time to first token, time between tokens, throughput, use of the machine."""
+    from distill.runs import write_atomically
+    from distill.serve.bench import run as benchmark
+    from distill.serve.bench import show
+    from distill.serve.bench.load import Workload
+
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        raise DistillError(f"the environment variable {api_key_env} is not set", remedy="set it to the server's key")
+    options = benchmark.ModelOptions(dtype, device, max_batch, kv_gib)
+    workload = Workload(requests, prompt_tokens, max_tokens, seed)
+    with benchmark.served(target, model_name=model_name, api_key=key, options=options) as server:
+        tell = _console().print if sys.stderr.isatty() else (lambda _: None)
+        result = benchmark.bench(target, server, workload, rates=rate or (), tell=tell)
+    typer.echo(show.table(result))
+    if json_path is not None:
+        write_atomically(json_path, json.dumps(result.document(), indent=1) + "\n")
+    if plot_path is not None:
+        show.plot(result, plot_path)
 
 
 @app.command()

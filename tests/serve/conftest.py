@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.engine.runner import Engine, EngineConfig
 from distill.serve.app import create_app
-from distill.serve.protocol import Limits
+from distill.serve.fields import Limits
+from distill.serve.server import uvicorn_config
 from tests.engine.models import byte_tokenizer, chat_model
 
 MODEL = "tiny/chat"
@@ -29,11 +30,15 @@ class Running:
     tokenizer: PreTrainedTokenizerFast
 
 
-def start(engine: Engine, *, api_key: str | None = None, limits: Limits = Limits()) -> tuple[uvicorn.Server, str]:
+def start(
+    engine: Engine, *, api_key: str | None = None, limits: Limits = Limits(), send_buffer_bytes: int | None = None
+) -> tuple[uvicorn.Server, str]:
     """Run an app until `should_exit` is set; returns once it answers."""
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer_bytes is not None:  # connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     app = create_app(engine, model_name=MODEL, api_key=api_key, limits=limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    server = uvicorn.Server(uvicorn_config(app, limits))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     while not server.started:
         time.sleep(0.01)
