@@ -34,6 +34,23 @@ PROVENANCE: tuple[pa.Field, ...] = (
     pa.field("created_at", pa.float64()),
 )
 INSTRUCTION = pa.schema([pa.field("messages", MESSAGES), pa.field("verdict", pa.string()), *PROVENANCE])
+COMPLETIONS = pa.list_(  # of rank feedback: every judged answer of the prompt, to rank or binarize anew
+    pa.struct(
+        [
+            ("text", pa.string()),
+            ("teacher", pa.string()),
+            ("request_hash", pa.string()),
+            ("principle", pa.string()),
+            ("score", pa.float64()),  # mean over the aspects
+            ("overall_score", pa.int64()),  # from 1 to 10, where it was asked for
+            ("instruction_following", pa.float64()),
+            ("truthfulness", pa.float64()),
+            ("honesty", pa.float64()),
+            ("helpfulness", pa.float64()),
+            ("rationales", pa.list_(pa.string())),
+        ]
+    )
+)
 PREFERENCE = pa.schema(
     [
         pa.field("prompt", MESSAGES),
@@ -41,6 +58,7 @@ PREFERENCE = pa.schema(
         pa.field("rejected", MESSAGES),
         pa.field("chosen_score", pa.float64()),
         pa.field("rejected_score", pa.float64()),
+        pa.field("completions", COMPLETIONS),
         *PROVENANCE,
     ]
 )

@@ -36,7 +36,7 @@ class Funnel:
         self.prompts += 1
         self.rows += len(outcome.rows)
         self.retryable_failures += outcome.retryable_failures
-        self.counts.update(outcome.counts)
+        self.counts.update({name: count for name, count in outcome.counts.items() if count})
         for rejected in outcome.rejected:
             self.dropped[rejected.reason] += 1
             self.failed += rejected.reason == "request_failed"
@@ -61,6 +61,17 @@ class Funnel:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def rates(self) -> dict[str, float]:
+        """What a judge is inclined to, as shares of the cases in which it shows; 0.5 is no inclination to length."""
+        counts = self.counts
+        longer, shorter = counts["longer_preferred"], counts["shorter_preferred"]
+        shares = {
+            "judge_flip_rate": (counts["judge_flips"], counts["pairs_judged"]),
+            "longer_preferred_rate": (longer, longer + shorter),
+            "chosen_longer_rate": (counts["chosen_longer"], counts["chosen_longer"] + counts["chosen_shorter"]),
+        }
+        return {name: part / whole for name, (part, whole) in shares.items() if whole}
 
     def relative_error(self) -> float:
         """Half the width of a 95% interval of the mean tokens a prompt, over that mean."""

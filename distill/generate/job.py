@@ -52,6 +52,7 @@ class Finished:
             "retryable_failures": funnel.retryable_failures,
             "dropped": dict(sorted(funnel.dropped.items())),
             "counts": dict(sorted(funnel.counts.items())),
+            "rates": funnel.rates(),
             "requests_sent": usage.sent,
             "from_ledger": usage.from_ledger,
             "refusals": usage.refusals,

@@ -75,9 +75,10 @@ class Workbench:
         drawn = await asyncio.gather(
             *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(len(given), count))
         )
-        return self._usable(outcome, prompt, [*given, *drawn])
+        return self.usable(outcome, prompt, [*given, *drawn])
 
-    def _usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
+    def usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
+        """Those that are answers, no text twice; the others are noted with their reasons."""
         usable: list[Answer] = []
         texts: set[str] = set()
         for answer in drawn:
@@ -112,3 +113,30 @@ class Workbench:
 def conversation(prompt: Prompt, text: str) -> list[Message]:
     """The prompt's messages and the assistant's answer."""
     return [*prompt.messages, {"role": "assistant", "content": text}]
+
+
+def pair_row(
+    bench: Workbench,
+    prompt: Prompt,
+    outcome: Outcome,
+    *,
+    answers: tuple[Answer, Answer],
+    scores: tuple[float, float],
+    completions: list[Row] | None = None,
+) -> Row:
+    """A preference row of the chosen and the rejected answer; their lengths are counted."""
+    chosen, rejected = answers
+    outcome.counts["chosen_characters"] += len(chosen.text)
+    outcome.counts["rejected_characters"] += len(rejected.text)
+    outcome.counts["chosen_longer"] += len(chosen.text) > len(rejected.text)
+    outcome.counts["chosen_shorter"] += len(chosen.text) < len(rejected.text)
+    others = [answer for answer in outcome.answers if answer.key != chosen.key]
+    return {
+        "prompt": list(prompt.messages),
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+        "chosen_score": scores[0],
+        "rejected_score": scores[1],
+        "completions": completions,
+        **bench.provenance(prompt, chosen, others),
+    }

@@ -153,6 +153,7 @@ def _card(
         f"| rows kept | {funnel.rows:,} |",
         *(f"| dropped: {reason} | {count:,} |" for reason, count in sorted(funnel.dropped.items())),
         *(f"| {name.replace('_', ' ')} | {count:,} |" for name, count in sorted(funnel.counts.items())),
+        *(f"| {name.replace('_', ' ')} | {rate:.1%} |" for name, rate in funnel.rates().items()),
         f"| prompt tokens | {funnel.prompt_tokens:,} |",
         f"| completion tokens | {funnel.completion_tokens:,} |",
         f"| cost | {cost} |",

@@ -148,8 +148,9 @@ def _summary(job: AnyJob, finished: Finished, client: TeacherClient) -> str:
     funnel, usage = finished.funnel, client.usage
     cost = "cost unknown" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
     dropped = sum(funnel.dropped.values())
+    rates = "".join(f", {name.replace('_', ' ')} {rate:.1%}" for name, rate in funnel.rates().items())
     return (
         f"generate {job.name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
         f"{usage.sent:,} requests sent, {usage.from_ledger:,} from the ledger, {funnel.tokens:,} tokens, {cost}, "
-        f"{finished.seconds:.1f} s"
+        f"{finished.seconds:.1f} s{rates}"
     )

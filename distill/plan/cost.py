@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import DataError
-from distill.recipe.generate import CodeJob, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.recipe.generate import CodeJob, Feedback, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
 from distill.recipe.prompts import (
     AlpacaPrompts,
     EvolInstructPrompts,
@@ -27,6 +27,9 @@ _CHARACTERS_PER_TOKEN = 4  # the rule of thumb for English under a BPE of a real
 _LOOKED_AT = 64  # prompts read to estimate a mean
 _JUDGE_ANSWER_TOKENS = 128
 _YES_NO_TOKENS = 4
+_ASPECTS = 4  # of UltraFeedback's judge
+_SCALE_TOKENS = 250
+_RATING_TOKENS = 50
 _ALL_PAIRS_UP_TO = 4
 _DEFAULT_PROMPT_TOKENS = 100
 _WRITTEN_TESTS_TOKENS = 256
@@ -76,6 +79,18 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
         requests += comparisons
         asked += comparisons * (mean + 2 * answer)
         answered += comparisons * _JUDGE_ANSWER_TOKENS
+    if isinstance(job, PreferenceJob) and job.rank == "feedback":
+        feedback = job.feedback or Feedback()
+        texts = job.samples * answer
+        ratings = prompts * _ASPECTS * feedback.orders
+        requests += ratings
+        asked += ratings * (mean + texts + _SCALE_TOKENS)
+        answered += ratings * job.samples * _RATING_TOKENS
+        if feedback.binarize == "h4":
+            scores = prompts * job.samples
+            requests += scores
+            asked += scores * (mean + answer + _SCALE_TOKENS)
+            answered += scores * _JUDGE_ANSWER_TOKENS
     if isinstance(job, CodeJob) and job.write_tests:  # at most: prompts that bring tests need none
         requests += prompts * job.samples
         asked += prompts * job.samples * (mean + _DEFAULT_PROMPT_TOKENS)

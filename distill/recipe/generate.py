@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.recipe.base import Section
 from distill.recipe.filters import Filters
@@ -19,13 +19,16 @@ from distill.recipe.prompts import (
 )
 
 __all__ = [
+    "BinarizeRule",
     "CodeJob",
+    "Feedback",
     "FilePrompts",
     "InstructionJob",
     "InventedPrompts",
     "Isolation",
     "Job",
     "PreferenceJob",
+    "Principles",
     "Prompts",
     "Sampling",
     "SelfInstructPrompts",
@@ -35,6 +38,7 @@ __all__ = [
 
 
 Isolation = Literal["bubblewrap", "none"]
+BinarizeRule = Literal["argilla", "h4", "max_min"]
 
 
 class JobCommon(Section):
@@ -55,14 +59,50 @@ class InstructionJob(JobCommon):
     keep: Literal["all", "verified"] = Field(default="all", description="verified: only answers the task accepts")
 
 
+class Principles(Section):
+    """Shares of UltraFeedback's principles in the answers' system prompts; the defaults are published for chats."""
+
+    helpfulness: float = Field(default=0.6, ge=0)
+    truthfulness: float = Field(default=0.2, ge=0)
+    honesty: float = Field(default=0.18, ge=0)
+    verbalized_calibration: float = Field(default=0.02, ge=0)
+
+    @model_validator(mode="after")
+    def _some_share(self) -> Principles:
+        if not any(share for _, share in self):
+            raise ValueError("all shares are 0; set principles to null for answers without one")
+        return self
+
+
+class Feedback(Section):
+    """UltraFeedback (2310.01377): a principle for each answer, a judge on four aspects, a pair by a rule."""
+
+    principles: Principles | None = Principles()
+    temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
+        default=(), description="of the answers in turn; empty: as sampling says"
+    )
+    orders: int = Field(default=2, ge=2, le=24, description="in which the texts are shown to the judge")
+    binarize: BinarizeRule = Field(default="argilla", description="how chosen and rejected are picked")
+    judge_tokens: int = Field(default=1024, ge=1, description="longest judgement of all texts on one aspect")
+    seed: int = 0
+
+
 class PreferenceJob(JobCommon):
     """Several answers a prompt, ranked: rows of `prompt`, `chosen`, `rejected`."""
 
     kind: Literal["preference"]
     samples: int = Field(default=4, ge=2, le=64)
-    rank: Literal["verifier", "judge"] = Field(
-        default="judge", description="verifier: right against wrong; judge: the teacher compares, in both orders"
+    rank: Literal["verifier", "judge", "feedback"] = Field(
+        default="judge",
+        description="verifier: right against wrong; judge: the teacher compares pairs; feedback: UltraFeedback",
     )
+    feedback: Feedback | None = Field(default=None, description="settings of rank feedback; null: its defaults")
+
+    @model_validator(mode="after")
+    def _feedback_is_used(self) -> PreferenceJob:
+        if self.feedback is not None and self.rank != "feedback":
+            raise ValueError(f"'feedback' belongs to rank: feedback, this job has rank: {self.rank}")
+        return self
 
 
 class CodeJob(JobCommon):
