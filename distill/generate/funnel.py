@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from distill.generate.educational import NOT_EDUCATIONAL, Sifted
 from distill.generate.invented import Invented
 from distill.generate.outcome import Outcome
 from distill.teacher.requests import Answer
@@ -48,6 +49,14 @@ class Funnel:
         """Count what it took to have the prompts written."""
         self.add_answers(made.answers)
         self.dropped.update(rejected.reason for rejected in made.rejected)
+
+    def add_sifted(self, sifted: Sifted) -> None:
+        """Count the labels' cost and the rows that went."""
+        self.add_answers(sifted.answers)
+        self.rows -= sifted.removed
+        self.dropped.update(rejected.reason for rejected in sifted.rejected)
+        if sifted.removed:
+            self.dropped[NOT_EDUCATIONAL] += sifted.removed
 
     def add_answers(self, answers: Iterable[Answer]) -> None:
         """Count tokens and dollars of answers."""

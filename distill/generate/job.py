@@ -10,22 +10,37 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from distill.generate import code, instruction, preference
+from distill.generate.educational import NOT_EDUCATIONAL, sift
 from distill.generate.filters import Seen
+from distill.generate.forest import require_sklearn
 from distill.generate.funnel import Funnel
+from distill.generate.inputs import samples_of
 from distill.generate.outcome import Outcome, Rejected, Row, Workbench
-from distill.generate.output import DATA, REJECTED, REJECTED_SCHEMA, RowWriter, rejected_row, write_card
+from distill.generate.output import (
+    CANDIDATES,
+    DATA,
+    REJECTED,
+    REJECTED_SCHEMA,
+    RowWriter,
+    read_batches,
+    rejected_row,
+    write_card,
+)
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
-from distill.generate.row_filters import RowFilters
+from distill.generate.row_filters import RowFilters, answers_of, prompt_of
 from distill.generate.sources import open_source
 from distill.generate.verify import Checker
+from distill.recipe.filters import EducationalSample
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
 from distill.records import SCHEMAS
 from distill.teacher.client import TeacherClient
 from distill.teacher.flow import in_order
+from distill.text.code import extract_code
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 _EXAMPLES_ON_THE_CARD = 3
@@ -38,6 +53,7 @@ class Finished:
     funnel: Funnel = field(default_factory=Funnel)
     examples: list[Row] = field(default_factory=list)
     set_aside: list[Rejected] = field(default_factory=list)  # what the writing of prompts threw away
+    sifted: dict[str, Any] = field(default_factory=dict)  # by educational value: what that found out
     total_prompts: int | None = None
     seconds: float = 0.0
 
@@ -53,6 +69,7 @@ class Finished:
             "dropped": dict(sorted(funnel.dropped.items())),
             "counts": dict(sorted(funnel.counts.items())),
             "rates": funnel.rates(),
+            **({"educational": self.sifted} if self.sifted else {}),
             "requests_sent": usage.sent,
             "from_ledger": usage.from_ledger,
             "refusals": usage.refusals,
@@ -68,9 +85,26 @@ class Finished:
 async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, console: Console) -> Finished:
     """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
     finished = Finished()
+    if samples_of(job):
+        require_sklearn()
+    with RowWriter(folder / REJECTED, REJECTED_SCHEMA) as dropped:
+        if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
+            await _write_rows(job, client, folder / CANDIDATES, dropped, console, finished)
+            await _sift(job, job.educational, client, folder, dropped, finished)
+        else:
+            await _write_rows(job, client, folder / DATA, dropped, console, finished)
+        for rejected in finished.set_aside:
+            dropped.add(rejected_row(rejected))
+    write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
+    return finished
+
+
+async def _write_rows(
+    job: AnyJob, client: TeacherClient, path: Path, dropped: RowWriter, console: Console, finished: Finished
+) -> None:
+    """Every prompt's rows into the file as they come."""
     async with AsyncExitStack() as stack:
-        rows = stack.enter_context(RowWriter(folder / DATA, SCHEMAS[job.kind]))
-        dropped = stack.enter_context(RowWriter(folder / REJECTED, REJECTED_SCHEMA))
+        rows = stack.enter_context(RowWriter(path, SCHEMAS[job.kind]))
         outcomes = await stack.enter_async_context(aclosing(_outcomes(job, client, console, finished, limit=None)))
         async for outcome in outcomes:
             for row in outcome.rows:
@@ -79,10 +113,39 @@ async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, consol
                 dropped.add(rejected_row(rejected))
             if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
                 finished.examples.extend(outcome.rows[:1])
-        for rejected in finished.set_aside:
-            dropped.add(rejected_row(rejected))
-    write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
-    return finished
+
+
+async def _sift(
+    job: CodeJob,
+    section: EducationalSample,
+    client: TeacherClient,
+    folder: Path,
+    dropped: RowWriter,
+    finished: Finished,
+) -> None:
+    """From the candidates to the dataset: rows that teach something stay, the others are set aside whole."""
+    candidates = folder / CANDIDATES
+    total = pq.read_metadata(candidates).num_rows
+
+    def programs() -> Iterator[list[str]]:
+        for batch in read_batches(candidates):
+            yield [extract_code(answers_of(row)[0], row["entry_point"]) for row in batch]
+
+    sifted, opinions = await sift(section, client, total, programs, method=f"{_method(job)}:labels")
+    finished.examples.clear()
+    with RowWriter(folder / DATA, SCHEMAS[job.kind]) as rows:
+        every_row = (row for batch in read_batches(candidates) for row in batch)
+        for row, opinion in zip(every_row, opinions(), strict=True):
+            if not opinion.keep:
+                dropped.add(rejected_row(Rejected(prompt_of(row), NOT_EDUCATIONAL, opinion.detail, row=row)))
+                continue
+            rows.add(row)
+            if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
+                finished.examples.append(row)
+    candidates.unlink()
+    finished.set_aside += sifted.rejected
+    finished.sifted = sifted.metrics()
+    finished.funnel.add_sifted(sifted)
 
 
 async def sample_dataset(
@@ -110,6 +173,7 @@ async def _outcomes(
     source, made = await open_source(job, client, method=_method(job), limit=limit)
     funnel.add_invented(made)
     finished.set_aside = made.rejected
+    finished.sifted = made.sifted
     finished.total_prompts = source.total
     done = Done()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from distill.runs import write_atomically
 
 DATA = "data.parquet"
 REJECTED = "rejected.parquet"
+CANDIDATES = "candidates.parquet"  # there only while rows are made that will be sifted
 CARD = "README.md"
 _ROWS_IN_A_GROUP = 2048
 
@@ -92,6 +93,12 @@ class RowWriter:
             self._writer.close()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+def read_batches(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a Parquet file, some at a time."""
+    for batch in pq.ParquetFile(path).iter_batches(_ROWS_IN_A_GROUP):
+        yield batch.to_pylist()
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:

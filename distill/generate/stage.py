@@ -149,6 +149,8 @@ def _summary(job: AnyJob, finished: Finished, client: TeacherClient) -> str:
     cost = "cost unknown" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
     dropped = sum(funnel.dropped.values())
     rates = "".join(f", {name.replace('_', ' ')} {rate:.1%}" for name, rate in funnel.rates().items())
+    if finished.sifted:
+        rates += f", educational value by a forest with held-out AUC {finished.sifted['auc']:.3f}"
     return (
         f"generate {job.name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
         f"{usage.sent:,} requests sent, {usage.from_ledger:,} from the ledger, {funnel.tokens:,} tokens, {cost}, "

@@ -95,15 +95,26 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
         requests += prompts * job.samples
         asked += prompts * job.samples * (mean + _DEFAULT_PROMPT_TOKENS)
         answered += prompts * job.samples * _WRITTEN_TESTS_TOKENS
-    if isinstance(job, CodeJob) and job.educational:
-        requests += prompts * job.samples
-        asked += prompts * job.samples * (mean + answer)
-        answered += prompts * job.samples * _YES_NO_TOKENS
+    labels = _labels(job, prompts)
+    requests += labels
+    asked += labels * (mean + answer)
+    answered += labels * _YES_NO_TOKENS
     rows = prompts if isinstance(job, PreferenceJob) else prompts * job.samples
     cost = rates.cost_usd(round(asked), round(answered)) if rates is not None else None
     return JobCost(
         job.name, job.kind, prompts, rows, round(requests), round(asked), round(answered), cost, mean, source
     )
+
+
+def _labels(job: Job, prompts: int) -> int:
+    """Programs whose educational value the teacher is asked about: rows, and seeds of OSS-Instruct."""
+    labels = 0
+    if isinstance(job, CodeJob) and job.educational:
+        rows = prompts * job.samples
+        labels += rows if isinstance(job.educational, bool) else min(rows, job.educational.sample)
+    if isinstance(job.prompts, OssInstructPrompts) and job.prompts.educational is not None:
+        labels += job.prompts.educational.sample
+    return labels
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill.recipe.base import Section
-from distill.recipe.filters import Filters
+from distill.recipe.filters import EducationalSample, Filters
 from distill.recipe.prompts import (
     FilePrompts,
     InventedPrompts,
@@ -115,8 +115,10 @@ class CodeJob(JobCommon):
     write_tests: int = Field(
         default=0, ge=0, le=32, description="for prompts without tests the teacher writes so many, unseen by solutions"
     )
-    educational: bool = Field(
-        default=False, description="keep only rows whose educational value for a learner the teacher affirms (phi-1)"
+    educational: bool | EducationalSample = Field(
+        default=False,
+        description="keep only rows of educational value (phi-1); true: the teacher is asked about each; "
+        "a section: about a sample, and a random forest extends its word",
     )
 
 

@@ -159,6 +159,8 @@ def _explain(error: Any, where: _Positions, document: CommentedMap) -> str:
         problem = f"must be one of {', '.join(choices)}; got {value!r}" + _suggest(value, choices)
     elif kind == "union_tag_not_found":
         problem = f"needs the key {context.get('discriminator')}"
+    elif kind == "value_error":
+        problem = str(context["error"])
     else:
         message = error["msg"][0].lower() + error["msg"][1:]
         problem = f"{message.replace('input should', 'should')}; got {_short(error.get('input'))}"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill.recipe.base import Section
-from distill.recipe.filters import Profile
+from distill.recipe.filters import EducationalSample, Profile
 
 TaskKind = Literal["instruction", "code", "judge"]
 
@@ -109,6 +109,7 @@ class OssInstructPrompts(Invented):
     least_lines: int = Field(default=1, ge=1, description="consecutive lines shown, at least")
     most_lines: int = Field(default=15, ge=1, description="and at most")
     pattern: str = Field(default="*.py", description="which files of a folder")
+    educational: EducationalSample | None = Field(default=None, description="only seeds that teach something (phi-1)")
 
 
 class ExercisePrompts(Invented):
