@@ -20,7 +20,7 @@ async def make(job: CodeJob, prompt: Prompt, bench: Workbench) -> Outcome:
     if job.verdict == "tests" and not prompt.tests and not job.write_tests:
         outcome.rejected.append(Rejected(prompt, "no_tests"))
         return outcome
-    for answer in await bench.samples(outcome, prompt, job.sampling, job.samples):
+    for answer in await bench.samples(outcome, prompt, job.sampling, job.samples, job.logprobs):
         row = await _row(job, prompt, answer, bench, outcome)
         if row is not None:
             outcome.rows.append(row)

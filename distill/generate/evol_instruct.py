@@ -63,17 +63,25 @@ _OF_A_WORD = Sampling(temperature=0.0, max_tokens=16)
 
 
 class EvolInstruct:
-    """All rounds over the prompts of a file. `answering` is the job's own sampling: the answers that the rules look at
-    are those that become rows, paid for once.
+    """All rounds over the prompts of a file. `answering` and `logprobs` are the job's own: the answers that the rules
+    look at are those that become rows, paid for once.
     """
 
     def __init__(
-        self, section: EvolInstructPrompts, *, system: str | None, sampling: Sampling, answering: Sampling, method: str
+        self,
+        section: EvolInstructPrompts,
+        *,
+        system: str | None,
+        sampling: Sampling,
+        answering: Sampling,
+        method: str,
+        logprobs: int = 0,
     ) -> None:
         self.section = section
         self.system = system
         self.sampling = sampling
         self.answering = answering
+        self.logprobs = logprobs
         self.method = method
         source = FilePrompts(source="file", path=section.path, column=section.column, count=section.count)
         self.seeds = [prompt.question for prompt in open_prompts(source, None).prompts]
@@ -126,7 +134,7 @@ class EvolInstruct:
         if said is None or said.group(1).lower() == "equal":
             why = "prompt_unclear_gain" if said is None else "prompt_no_information_gain"
             return Rejected(new, why, judged.text[:80]), answers
-        request = ChatRequest(new.messages, self.answering, 0, self.method, new.seed_row)
+        request = ChatRequest(new.messages, self.answering, 0, self.method, new.seed_row, logprobs=self.logprobs)
         answered = _noted(await try_to_ask(client, request), text, [])  # it is counted where it becomes a row
         if isinstance(answered, Rejected):
             return answered, answers

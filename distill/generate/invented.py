@@ -143,6 +143,7 @@ def share(answer: Answer, text: str, *, index: int, parts: int) -> Answer:
         answer,
         text=text,
         finish_reason="stop",
+        logprobs=None,  # they are of the whole answer
         prompt_tokens=part(answer.prompt_tokens),
         completion_tokens=part(answer.completion_tokens),
         cached_tokens=part(answer.cached_tokens),

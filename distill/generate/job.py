@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ from distill.recipe.filters import EducationalSample
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
 from distill.records import SCHEMAS
 from distill.teacher.client import TeacherClient
+from distill.teacher.distributions import SIDECAR, Written, write_sidecar
 from distill.teacher.flow import in_order
+from distill.teacher.requests import Answer
 from distill.text.code import extract_code
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
@@ -54,6 +56,7 @@ class Finished:
     examples: list[Row] = field(default_factory=list)
     set_aside: list[Rejected] = field(default_factory=list)  # what the writing of prompts threw away
     sifted: dict[str, Any] = field(default_factory=dict)  # by educational value: what that found out
+    distributions: Written | None = None
     total_prompts: int | None = None
     seconds: float = 0.0
 
@@ -70,6 +73,7 @@ class Finished:
             "counts": dict(sorted(funnel.counts.items())),
             "rates": funnel.rates(),
             **({"educational": self.sifted} if self.sifted else {}),
+            **({"distributions": asdict(self.distributions)} if self.distributions else {}),
             "requests_sent": usage.sent,
             "from_ledger": usage.from_ledger,
             "refusals": usage.refusals,
@@ -95,8 +99,22 @@ async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, consol
             await _write_rows(job, client, folder / DATA, dropped, console, finished)
         for rejected in finished.set_aside:
             dropped.add(rejected_row(rejected))
+    if not isinstance(job, PreferenceJob) and job.logprobs:
+        finished.distributions = _write_distributions(client, folder)
     write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
     return finished
+
+
+def _write_distributions(client: TeacherClient, folder: Path) -> Written:
+    """The sidecar of the finished rows, from their answers in the ledger."""
+
+    def rows() -> Iterator[tuple[str, bytes | None]]:
+        for batch in read_batches(folder / DATA, columns=["request_hash"]):
+            for row in batch:
+                answer = client.ledger.find(row["request_hash"])
+                yield row["request_hash"], answer.logprobs if isinstance(answer, Answer) else None
+
+    return write_sidecar(folder / SIDECAR, rows())
 
 
 async def _write_rows(

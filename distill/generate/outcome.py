@@ -51,10 +51,16 @@ class Workbench:
     method: str
 
     async def ask(
-        self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+        self,
+        outcome: Outcome,
+        prompt: Prompt,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        sample: int = 0,
+        logprobs: int = 0,
     ) -> Answer | None:
         """One answer, noted in the outcome; None where the request failed. Raises when the client has stopped."""
-        request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row)
+        request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row, logprobs=logprobs)
         try:
             answer = await self.client.ask(request)
         except TeacherError as error:
@@ -66,14 +72,19 @@ class Workbench:
         outcome.answers.append(answer)
         return answer
 
-    async def samples(self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int) -> list[Answer]:
+    async def samples(
+        self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int, logprobs: int = 0
+    ) -> list[Answer]:
         """Usable answers to the prompt, no text twice; the others are noted with their reasons.
 
         A prompt that came with its answer has that one as its first.
         """
         given = [] if prompt.given is None else [prompt.given]
         drawn = await asyncio.gather(
-            *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(len(given), count))
+            *(
+                self.ask(outcome, prompt, prompt.messages, sampling, sample, logprobs)
+                for sample in range(len(given), count)
+            )
         )
         return self.usable(outcome, prompt, [*given, *drawn])
 

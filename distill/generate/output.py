@@ -95,9 +95,9 @@ class RowWriter:
         self._temporary.unlink(missing_ok=True)
 
 
-def read_batches(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a Parquet file, some at a time."""
-    for batch in pq.ParquetFile(path).iter_batches(_ROWS_IN_A_GROUP):
+def read_batches(path: Path, *, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a Parquet file, or some columns of them, some at a time."""
+    for batch in pq.ParquetFile(path).iter_batches(_ROWS_IN_A_GROUP, columns=columns):
         yield batch.to_pylist()
 
 

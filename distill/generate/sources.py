@@ -52,7 +52,14 @@ async def _written(
     sampling = section.sampling or job.sampling
     if isinstance(section, EvolInstructPrompts):
         fewer = section.model_copy(update={"count": count})
-        evolution = EvolInstruct(fewer, system=job.system, sampling=sampling, answering=job.sampling, method=method)
+        evolution = EvolInstruct(
+            fewer,
+            system=job.system,
+            sampling=sampling,
+            answering=job.sampling,
+            method=method,
+            logprobs=0 if isinstance(job, PreferenceJob) else job.logprobs,
+        )
         return await evolution.evolve(client)
     if isinstance(section, OssInstructPrompts) and section.educational is not None:
         return await _from_sifted_seeds(job, section, section.educational, client, method, count)

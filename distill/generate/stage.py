@@ -141,6 +141,8 @@ def _shortfalls(finished: Finished) -> list[str]:
         found.append(f"{funnel.failed:,} {requests} failed ({funnel.prompts:,} prompts)")
     if total is not None and funnel.prompts < total:
         found.append(f"only {funnel.prompts:,} of {total:,} prompts could be had")
+    if finished.distributions is not None and finished.distributions.missing:
+        found.append(f"no log probabilities came with {finished.distributions.missing:,} of {funnel.rows:,} rows")
     return found
 
 

@@ -51,11 +51,19 @@ class JobCommon(Section):
     filters: Filters = Filters()
 
 
-class InstructionJob(JobCommon):
+class AnswersJob(JobCommon):
+    """What jobs share whose rows are answers."""
+
+    samples: int = Field(default=1, ge=1, le=64)
+    logprobs: int = Field(
+        default=0, ge=0, le=20, description="keep the teacher's so many most likely tokens at each place, for kd"
+    )
+
+
+class InstructionJob(AnswersJob):
     """One answer a prompt (or several): rows of `messages`."""
 
     kind: Literal["instruction"]
-    samples: int = Field(default=1, ge=1, le=64)
     keep: Literal["all", "verified"] = Field(default="all", description="verified: only answers the task accepts")
 
 
@@ -105,11 +113,10 @@ class PreferenceJob(JobCommon):
         return self
 
 
-class CodeJob(JobCommon):
+class CodeJob(AnswersJob):
     """Functions written from a docstring, kept when their tests pass in the sandbox."""
 
     kind: Literal["code"]
-    samples: int = Field(default=1, ge=1, le=64)
     isolation: Isolation = "bubblewrap"
     verdict: Literal["tests", "none"] = Field(default="tests", description="none: prompts without tests, kept unrun")
     write_tests: int = Field(
