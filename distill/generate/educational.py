@@ -22,7 +22,7 @@ from distill.records import user_message
 from distill.teacher.client import TeacherClient
 from distill.teacher.requests import Answer, ChatRequest
 
-_ASK = """\
+ASK = """\
 Determine the educational value of the following code for a student whose goal is to learn basic coding concepts. \
 Is it clear, self-contained and instructive? Answer with one word, yes or no.
 
@@ -66,7 +66,7 @@ class Sifted:
 
 def question(code: str) -> str:
     """The published question, with an answer that can be read strictly."""
-    return _ASK.format(code=code.strip())
+    return ASK.format(code=code.strip())
 
 
 def read_opinion(text: str) -> bool | None:

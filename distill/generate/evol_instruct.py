@@ -29,7 +29,7 @@ DEPTH = {
     "complicate_input": "Add input in some form of data (a table, JSON, code, a formula) that the answer has to use.",
 }
 OPERATIONS = (*DEPTH, "breadth")
-_DEPTH_ASK = """\
+DEPTH_ASK = """\
 Rewrite a prompt into a harder version that people can still understand and answer. {operation} Leave out no part of \
 it that is not plain text, such as tables and code. Add at most 10 to 20 words. The words "given prompt", "rewritten \
 prompt", "#Given Prompt#" and "#Rewritten Prompt#" must not occur in it. Reply with the new prompt only.{language}
@@ -38,7 +38,7 @@ prompt", "#Given Prompt#" and "#Rewritten Prompt#" must not occur in it. Reply w
 {prompt}
 
 #Rewritten Prompt#:"""
-_BREADTH_ASK = """\
+BREADTH_ASK = """\
 Take inspiration from a prompt and create a brand new one, of the same domain but rarer. It is about as long and as \
 hard, and people can understand and answer it. The words "given prompt", "created prompt", "#Given Prompt#" and \
 "#Created Prompt#" must not occur in it. Reply with the new prompt only.{language}
@@ -47,7 +47,7 @@ hard, and people can understand and answer it. The words "given prompt", "create
 {prompt}
 
 #Created Prompt#:"""
-_EQUAL_ASK = """\
+EQUAL_ASK = """\
 Do these two instructions to a language model have the same constraints and requirements, and the same depth and \
 breadth of inquiry? Answer with one word, Equal or Different.
 
@@ -127,7 +127,7 @@ class EvolInstruct:
             return Rejected(new, "prompt_truncated" if new.question else "prompt_empty", answer=evolved), answers
         if _LEAKED.search(new.question):
             return Rejected(new, "prompt_leaked_words", answer=evolved), answers
-        judged = await ask(_EQUAL_ASK.format(first=text, second=new.question), _OF_A_WORD)
+        judged = await ask(EQUAL_ASK.format(first=text, second=new.question), _OF_A_WORD)
         if isinstance(judged, Rejected):
             return judged, answers
         said = _EQUAL.match(judged.text)
@@ -147,8 +147,8 @@ class EvolInstruct:
     def _question(self, text: str, operation: str) -> str:
         language = in_language(self.section.language)
         if operation == "breadth":
-            return _BREADTH_ASK.format(prompt=text, language=language)
-        return _DEPTH_ASK.format(operation=DEPTH[operation], prompt=text, language=language)
+            return BREADTH_ASK.format(prompt=text, language=language)
+        return DEPTH_ASK.format(operation=DEPTH[operation], prompt=text, language=language)
 
 
 def bad_response(text: str, profile: Profile = "unicode") -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +11,26 @@ from distill.generate.educational import NOT_EDUCATIONAL, Sifted
 from distill.generate.invented import Invented
 from distill.generate.outcome import Outcome
 from distill.teacher.requests import Answer
+
+
+@dataclass
+class Used:
+    """What one model answered; `cost_usd` is None as soon as one answer's price is unknown."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def add(self, answer: Answer) -> None:
+        self.answers += 1
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        if self.cost_usd is not None:
+            self.cost_usd = None if answer.cost_usd is None else self.cost_usd + answer.cost_usd
+
+    def dollars(self) -> str:
+        return "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
 
 
 @dataclass
@@ -30,6 +50,7 @@ class Funnel:
     cost_usd: float | None = 0.0
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    models: defaultdict[str, Used] = field(default_factory=lambda: defaultdict(Used))
     _tokens_squared: float = 0.0  # of the tokens of each prompt, for the spread of a projection
 
     def add(self, outcome: Outcome) -> None:
@@ -61,6 +82,7 @@ class Funnel:
     def add_answers(self, answers: Iterable[Answer]) -> None:
         """Count tokens and dollars of answers."""
         for answer in answers:
+            self.models[answer.teacher].add(answer)
             self.answers += 1
             self.prompt_tokens += answer.prompt_tokens
             self.completion_tokens += answer.completion_tokens

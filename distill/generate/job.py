@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from distill.generate import code, instruction, preference
+from distill.generate.card import write_card
 from distill.generate.educational import NOT_EDUCATIONAL, sift
 from distill.generate.filters import Seen
 from distill.generate.forest import require_sklearn
@@ -28,12 +29,12 @@ from distill.generate.output import (
     RowWriter,
     read_batches,
     rejected_row,
-    write_card,
 )
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
 from distill.generate.row_filters import RowFilters, answers_of, prompt_of
 from distill.generate.sources import open_source
+from distill.generate.tracking import sample_table, tracked
 from distill.generate.verify import Checker
 from distill.recipe.filters import EducationalSample
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
@@ -43,9 +44,11 @@ from distill.teacher.distributions import SIDECAR, Written, write_sidecar
 from distill.teacher.flow import in_order
 from distill.teacher.requests import Answer
 from distill.text.code import extract_code
+from distill.track import Tracker
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 _EXAMPLES_ON_THE_CARD = 3
+_SAMPLES = 20  # rows kept at hand, for the card and the tracker
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Finished:
     sifted: dict[str, Any] = field(default_factory=dict)  # by educational value: what that found out
     distributions: Written | None = None
     total_prompts: int | None = None
+    seen: Seen = field(default_factory=Seen)  # every prompt so far
     seconds: float = 0.0
 
     def metrics(self, client: TeacherClient) -> dict[str, Any]:
@@ -86,9 +90,18 @@ class Finished:
         }
 
 
-async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, console: Console) -> Finished:
+async def write_dataset(
+    job: AnyJob, client: TeacherClient, folder: Path, console: Console, tracker: Tracker
+) -> Finished:
     """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
     finished = Finished()
+    async with tracked(tracker, client, finished.funnel):
+        await _write_files(job, client, folder, console, finished)
+    tracker.table("samples", *sample_table(finished.examples))
+    return finished
+
+
+async def _write_files(job: AnyJob, client: TeacherClient, folder: Path, console: Console, finished: Finished) -> None:
     if samples_of(job):
         require_sklearn()
     with RowWriter(folder / REJECTED, REJECTED_SCHEMA) as dropped:
@@ -101,8 +114,15 @@ async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, consol
             dropped.add(rejected_row(rejected))
     if not isinstance(job, PreferenceJob) and job.logprobs:
         finished.distributions = _write_distributions(client, folder)
-    write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
-    return finished
+    write_card(
+        folder,
+        job,
+        finished.funnel,
+        teacher=client.label,
+        prompts_digest=finished.seen.fingerprint,
+        examples=finished.examples[:_EXAMPLES_ON_THE_CARD],
+        sifted=finished.sifted,
+    )
 
 
 def _write_distributions(client: TeacherClient, folder: Path) -> Written:
@@ -129,7 +149,7 @@ async def _write_rows(
                 rows.add(row)
             for rejected in outcome.rejected:
                 dropped.add(rejected_row(rejected))
-            if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
+            if len(finished.examples) < _SAMPLES:
                 finished.examples.extend(outcome.rows[:1])
 
 
@@ -158,7 +178,7 @@ async def _sift(
                 dropped.add(rejected_row(Rejected(prompt_of(row), NOT_EDUCATIONAL, opinion.detail, row=row)))
                 continue
             rows.add(row)
-            if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
+            if len(finished.examples) < _SAMPLES:
                 finished.examples.append(row)
     candidates.unlink()
     finished.set_aside += sifted.rejected
@@ -201,7 +221,7 @@ async def _outcomes(
         return outcome
 
     total = source.total if limit is None or source.total is None else min(limit, source.total)
-    prompts = _new(islice(source.prompts, limit))
+    prompts = _new(islice(source.prompts, limit), finished.seen)
     async with (
         shown(console, f"generate {job.name}", total, client, funnel, done),
         aclosing(in_order(work, prompts, width=2 * client.teacher.max_concurrency)) as outcomes,
@@ -213,9 +233,8 @@ async def _outcomes(
             yield outcome
 
 
-def _new(prompts: Iterable[Prompt]) -> Iterator[Prompt | Rejected]:
+def _new(prompts: Iterable[Prompt], seen: Seen) -> Iterator[Prompt | Rejected]:
     """The prompts, those rejected that came before or that ask nothing."""
-    seen = Seen()
     for prompt in prompts:
         if not prompt.question.strip():
             yield Rejected(prompt, "empty_prompt")

@@ -15,7 +15,7 @@ from distill.recipe.prompts import OssInstructPrompts, Sampling
 from distill.records import user_message
 from distill.teacher.requests import Answer, ChatRequest, Request
 
-_ASK = """\
+ASK = """\
 Take inspiration from the code below and write a high-quality programming problem in Python with its solution. Reply \
 in two parts with these headings:
 
@@ -58,7 +58,7 @@ class OssInstruct:
         return min(1024, missing)
 
     def request(self, index: int, kept: Sequence[Prompt]) -> Request:
-        question = _ASK.format(snippet=self.snippet(index), language=in_language(self.section.language))
+        question = ASK.format(snippet=self.snippet(index), language=in_language(self.section.language))
         return ChatRequest(tuple(user_message(question)), self.sampling, index, self.method, f"oss_instruct:{index}")
 
     def snippet(self, index: int) -> str:

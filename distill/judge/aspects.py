@@ -15,7 +15,7 @@ Aspect = Literal["instruction_following", "truthfulness", "honesty", "helpfulnes
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 NOT_APPLICABLE: frozenset[Aspect] = frozenset({"honesty"})  # creative writing is neither honest nor dishonest
 
-_SCALES: dict[Aspect, str] = {
+SCALES: dict[Aspect, str] = {
     "instruction_following": """\
 Instruction following: does the text do what the instruction intends, within its restrictions of style, form and method?
 1: beside the point. 2: one part of it, and badly. 3: the goal or the restrictions, but not both, or both with \
@@ -37,7 +37,7 @@ Helpfulness: is the text correct and informative: clear and relevant, useful and
 1: gravely wrong, however much it says. 2: wrong in part and confusing. 3: correct and useful. 4: correct and rich in \
 detail. 5: correct and deep, with insight.""",
 }
-_RATE = """\
+RATE = """\
 Rate {count} texts that answer one instruction, each by itself, on a scale from 1 to 5.
 
 {scale}
@@ -51,7 +51,7 @@ Rating: a number from 1 to 5
 {instruction}
 
 {texts}"""
-_SCORE = """\
+SCORE = """\
 Give feedback on an answer to an instruction, as a teacher would: what is weak, and how it could be better, without \
 giving the answer away or asking for more than the instruction does. Look at helpfulness, truthfulness, honesty and at \
 how far it follows the instruction.
@@ -83,7 +83,7 @@ class Rating:
 def render_ratings(aspect: Aspect, instruction: str, texts: Sequence[str]) -> str:
     """The prompt that asks for a rating of every text on one aspect."""
     shown = "\n\n".join(f"<text {number}>\n{text}\n</text {number}>" for number, text in enumerate(texts, 1))
-    return _RATE.format(count=len(texts), scale=_SCALES[aspect], instruction=instruction, texts=shown)
+    return RATE.format(count=len(texts), scale=SCALES[aspect], instruction=instruction, texts=shown)
 
 
 def parse_ratings(reply: str, aspect: Aspect, count: int) -> list[Rating] | None:
@@ -98,7 +98,7 @@ def parse_ratings(reply: str, aspect: Aspect, count: int) -> list[Rating] | None
 
 def render_score(instruction: str, answer: str) -> str:
     """The prompt that asks for feedback on one answer and its overall score."""
-    return _SCORE.format(instruction=instruction, answer=answer)
+    return SCORE.format(instruction=instruction, answer=answer)
 
 
 def parse_score(reply: str) -> tuple[int, str] | None:

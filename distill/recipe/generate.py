@@ -30,6 +30,7 @@ __all__ = [
     "PreferenceJob",
     "Principles",
     "Prompts",
+    "PushToHub",
     "Sampling",
     "SelfInstructPrompts",
     "TaskKind",
@@ -41,6 +42,15 @@ Isolation = Literal["bubblewrap", "none"]
 BinarizeRule = Literal["argilla", "h4", "max_min"]
 
 
+class PushToHub(Section):
+    """A finished dataset goes to the Hugging Face hub, as one commit."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of a dataset; made where it is not there")
+    private: bool = Field(default=True, description="where it is made")
+    rejected: bool = Field(default=False, description="also what was dropped, with the reasons")
+    token_env: str = Field(default="HF_TOKEN", description="name of the variable that holds the token")
+
+
 class JobCommon(Section):
     """What every generation job has."""
 
@@ -49,6 +59,7 @@ class JobCommon(Section):
     system: str | None = None
     sampling: Sampling = Sampling()
     filters: Filters = Filters()
+    push: PushToHub | None = Field(default=None, description="publish the finished dataset; null: it stays here")
 
 
 class AnswersJob(JobCommon):
