@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
@@ -20,6 +20,7 @@ from distill.recipe.generate import Feedback, PreferenceJob, Sampling
 from distill.records import Message, user_message
 from distill.teacher.requests import Answer
 
+S = TypeVar("S")
 T = TypeVar("T")
 _TRIES = 3  # at a judgement whose form is broken; each is another sample of the same question
 Ratings = dict[Aspect, list[list[Rating]]]  # by aspect: by order: by text, as the texts were drawn
@@ -57,7 +58,7 @@ async def make(job: PreferenceJob, prompt: Prompt, bench: Workbench) -> Outcome:
     outcome = Outcome()
     section = job.feedback or Feedback()
     plan = draws(section, job.sampling, prompt.seed_row, job.samples)
-    drawn = await asyncio.gather(*(_drawn(draw, prompt, bench, outcome) for draw in plan))
+    drawn = await _each(outcome, lambda draw, own: _drawn(draw, prompt, bench, own), plan)
     by_key = {answer.key: draw for answer, draw in zip(drawn, plan, strict=True) if answer is not None}
     answers = bench.usable(outcome, prompt, drawn)
     if len(answers) < 2:
@@ -105,6 +106,16 @@ def orders_of(count: int, orders: int, rng: random.Random) -> list[tuple[int, ..
     return list(found)[:wanted]
 
 
+async def _each(outcome: Outcome, work: Callable[[S, Outcome], Awaitable[T]], items: Sequence[S]) -> list[T]:
+    """All at once; what became of them is noted in the order of the items, whichever ended first, so that equal
+    answers make equal datasets."""
+    own = [Outcome() for _ in items]
+    found = await asyncio.gather(*(work(item, one) for item, one in zip(items, own, strict=True)))
+    for one in own:
+        outcome.add(one)
+    return found
+
+
 async def _drawn(draw: Draw, prompt: Prompt, bench: Workbench, outcome: Outcome) -> Answer | None:
     if draw.sample == 0 and prompt.given is not None:
         return prompt.given
@@ -127,9 +138,7 @@ async def _ratings(
     """All aspects in all orders, or None where one of them could not be had."""
     orders = orders_of(len(answers), section.orders, _rng(section, prompt.seed_row, "orders"))
     asked = [(aspect, order) for aspect in ASPECTS for order in orders]
-    found = await asyncio.gather(
-        *(_rate(section, prompt, answers, aspect, order, bench, outcome) for aspect, order in asked)
-    )
+    found = await _each(outcome, lambda what, own: _rate(section, prompt, answers, what[0], what[1], bench, own), asked)
     ratings: Ratings = {aspect: [] for aspect in ASPECTS}
     for (aspect, _), rated in zip(asked, found, strict=True):
         if rated is None:
@@ -173,14 +182,14 @@ async def _overall(
     if section.binarize != "h4":
         return []
 
-    async def score(answer: Answer) -> tuple[int, str] | None:
+    async def score(answer: Answer, own: Outcome) -> tuple[int, str] | None:
         draw, instruction = by_key[answer.key], prompt.question
         if draw.principle is not None:
             instruction = f"{instruction}\nNote: {note_for_critic(draw.principle, draw.wording)}"
         question = render_score(instruction, answer.text)
-        return await _judgement(section, prompt, question, "overall score", parse_score, bench, outcome)
+        return await _judgement(section, prompt, question, "overall score", parse_score, bench, own)
 
-    scores = await asyncio.gather(*(score(answer) for answer in answers))
+    scores = await _each(outcome, score, answers)
     known = [found[0] for found in scores if found is not None]
     return known if len(known) == len(scores) else None
 

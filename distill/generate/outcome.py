@@ -41,6 +41,14 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     retryable_failures: int = 0
 
+    def add(self, other: Outcome) -> None:
+        """Append what became of another part of the same prompt."""
+        self.rows += other.rows
+        self.rejected += other.rejected
+        self.answers += other.answers
+        self.counts.update(other.counts)
+        self.retryable_failures += other.retryable_failures
+
 
 @dataclass(frozen=True)
 class Workbench:

@@ -27,7 +27,7 @@ class FakeHub:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", "0")))
                 if self.headers.get("authorization") != f"Bearer {hub.token}":
-                    self._reply(401, {"error": "Invalid username or password."})
+                    self._reply(401, {"error": f"Invalid credentials: {self.headers.get('authorization')}"})
                 else:
                     self._reply(200, hub.answer(self.path, body))
 

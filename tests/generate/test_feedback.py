@@ -221,6 +221,45 @@ def test_a_grade_of_10_is_asked_again_and_then_recorded(project: Project) -> Non
     assert project.manifest("uf")["metrics"]["counts"]["judge_unreadable"] == 7
 
 
+def test_a_judgement_that_was_cut_off_does_not_count(project: Project) -> None:
+    """Its form is whole, but what it left unsaid is unknown."""
+    cut = 0
+
+    def respond(body: Body, number: int) -> Reply:
+        nonlocal cut
+        reply = graded(body, number)
+        if str(body["messages"][-1]["content"]).startswith("Rate ") and not cut:
+            cut += 1
+            assert reply.body is not None
+            reply.body["choices"][0]["finish_reason"] = "length"
+        return reply
+
+    graded = judge(lambda aspect, text, place: GRADES[text])
+    run(project, respond, feedback_job(project, "q"))
+    assert len(project.data("uf")) == 1
+    assert [row["reason"] for row in project.rejected("uf")] == ["judgement_unreadable"]
+
+
+def test_equal_answers_make_equal_datasets_in_whatever_order_they_come(project: Project) -> None:
+    """Replies of random delays, with some judgements broken: the second making is from the ledger, at once."""
+    slow = random.Random(3)
+    graded = judge(lambda aspect, text, place: "10" if slow.random() < 0.05 else str(1 + int(text[1:]) % 5))
+
+    def respond(body: Body, number: int) -> Reply:
+        reply = graded(body, number)
+        return Reply(body=reply.body, delay=slow.random() / 50)
+
+    job = feedback_job(project, "a", "b", "c", "d")
+    with MockTeacher(respond) as mock:
+        recipe = project.recipe(mock.base_url, job, price={"input": 0.1, "output": 0.7})
+        project.run(recipe)
+        made = [project.manifest("uf")["outputs"][name] for name in ("data.parquet", "rejected.parquet", "README.md")]
+        (project.path / "runs/test/generate-uf/manifest.json").unlink()
+        project.run(recipe)
+        again = project.manifest("uf")["outputs"]
+    assert made == [again[name] for name in ("data.parquet", "rejected.parquet", "README.md")]
+
+
 def test_settings_belong_to_their_rank() -> None:
     prompts = {"source": "file", "path": "p.jsonl"}
     with pytest.raises(ValueError, match="belongs to rank: feedback"):
