@@ -89,19 +89,23 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema)
 
 
 def read_parquet(path: str | Path, *, columns: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """All rows of a Parquet file. Raises DataError when it is missing, corrupt, or lacks one of `columns`."""
-    path = Path(path)
+    """All rows of a Parquet file, with `columns` alone where named: a preference row carries every judged answer.
+
+    Raises DataError when it is missing, corrupt, or lacks one of `columns`.
+    """
+    path, wanted = Path(path), list(columns)
     if not path.exists():
         raise DataError(f"no dataset at {path}", remedy="run `distill generate` first or mend the path")
     try:
-        table = pq.read_table(path)
+        names = pq.read_schema(path).names
+        missing = [name for name in wanted if name not in names]
+        table = None if missing else pq.read_table(path, columns=wanted or None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is not a readable Parquet file: {error}", remedy="remove it and make it again"
         ) from None
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    if table is None:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from distill.generate import alpaca
 from distill.generate.templates import hashes_of, templates_of
+from distill.generate.tracking import sample_table
 from distill.judge.aspects import ASPECTS
 from distill.recipe.schema import Recipe
 from distill.runs import file_digest
@@ -119,3 +120,16 @@ def test_a_job_is_tracked_offline(project: Project, monkeypatch: pytest.MonkeyPa
     shown = json.loads(table.read_text())
     assert shown["columns"] == ["prompt", "answer", "verdict"]
     assert shown["data"][0] == ["q0", "answer q0", "unchecked"] and len(shown["data"]) == 12
+
+
+def test_samples_of_pairs_show_both_answers() -> None:
+    pair = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "chosen": [{"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+        "chosen_score": 4.125,
+        "rejected_score": 2.0,
+    }
+    columns, cells = sample_table([pair])
+    assert columns == ["prompt", "chosen", "rejected", "chosen_score", "rejected_score"]
+    assert cells == [["q", "good", "bad", "4.12", "2.00"]]
