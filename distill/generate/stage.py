@@ -11,14 +11,14 @@ from rich.console import Console
 
 from distill import tasks
 from distill.errors import DistillError, PartialError
-from distill.generate.hub import push, require_token
+from distill.generate.hub import PUSHED, push, require_token
 from distill.generate.inputs import files_of
 from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
 from distill.recipe.schema import Recipe
 from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import teacher_identity
-from distill.track import Tracker
+from distill.track import METRICS, Tracker
 
 if TYPE_CHECKING:
     from distill.generate.job import Finished
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
+_LOGS = (METRICS, PUSHED)
 
 
 def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: int | None = None) -> None:
@@ -74,7 +75,7 @@ def _make_all(recipe: Recipe, run: Run, base_url: BaseUrl, console: Console) -> 
                 tracker.summary(metrics)
                 tracker.artifact(f"{recipe.name}-{job.name}", "dataset", folder.path, inputs)
             cost, notes = finished.funnel.cost_usd, _shortfalls(finished)
-            folder.finish(recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=cost, notes=notes)
+            folder.finish(recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=cost, notes=notes, apart=_LOGS)
             partial += [f"{job.name}: {shortfall}" for shortfall in notes]
     return partial
 
