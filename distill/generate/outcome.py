@@ -117,7 +117,7 @@ class Workbench:
         costs = [one.cost_usd for one in paid]
         known = [cost for cost in costs if cost is not None]
         return {
-            "teacher": self.client.label,
+            "teacher": answer.teacher,
             "request_hash": answer.key,
             "method": self.method,
             "seed_row": prompt.seed_row,
@@ -125,7 +125,7 @@ class Workbench:
             "prompt_tokens": sum(one.prompt_tokens for one in paid),
             "completion_tokens": sum(one.completion_tokens for one in paid),
             "cost_usd": sum(known) if len(known) == len(costs) else None,
-            "created_at": answer.created_at,
+            "created_at": answer.created_at or None,  # of a file's answer nobody knows
         }
 
 
