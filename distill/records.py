@@ -34,6 +34,23 @@ PROVENANCE: tuple[pa.Field, ...] = (
     pa.field("created_at", pa.float64()),
 )
 INSTRUCTION = pa.schema([pa.field("messages", MESSAGES), pa.field("verdict", pa.string()), *PROVENANCE])
+COMPLETIONS = pa.list_(  # of rank feedback: every judged answer of the prompt, to rank or binarize anew
+    pa.struct(
+        [
+            ("text", pa.string()),
+            ("teacher", pa.string()),
+            ("request_hash", pa.string()),
+            ("principle", pa.string()),
+            ("score", pa.float64()),  # mean over the aspects
+            ("overall_score", pa.int64()),  # from 1 to 10, where it was asked for
+            ("instruction_following", pa.float64()),
+            ("truthfulness", pa.float64()),
+            ("honesty", pa.float64()),
+            ("helpfulness", pa.float64()),
+            ("rationales", pa.list_(pa.string())),
+        ]
+    )
+)
 PREFERENCE = pa.schema(
     [
         pa.field("prompt", MESSAGES),
@@ -41,6 +58,7 @@ PREFERENCE = pa.schema(
         pa.field("rejected", MESSAGES),
         pa.field("chosen_score", pa.float64()),
         pa.field("rejected_score", pa.float64()),
+        pa.field("completions", COMPLETIONS),
         *PROVENANCE,
     ]
 )
@@ -71,19 +89,23 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema)
 
 
 def read_parquet(path: str | Path, *, columns: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """All rows of a Parquet file. Raises DataError when it is missing, corrupt, or lacks one of `columns`."""
-    path = Path(path)
+    """All rows of a Parquet file, with `columns` alone where named: a preference row carries every judged answer.
+
+    Raises DataError when it is missing, corrupt, or lacks one of `columns`.
+    """
+    path, wanted = Path(path), list(columns)
     if not path.exists():
         raise DataError(f"no dataset at {path}", remedy="run `distill generate` first or mend the path")
     try:
-        table = pq.read_table(path)
+        names = pq.read_schema(path).names
+        missing = [name for name in wanted if name not in names]
+        table = None if missing else pq.read_table(path, columns=wanted or None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is not a readable Parquet file: {error}", remedy="remove it and make it again"
         ) from None
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    if table is None:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,6 +79,14 @@ class Tracker:
             used = wandb.Artifact(_artifact_name(name), type=kind, metadata=dict(metadata))
             used.add_reference(path.resolve().as_uri(), checksum=False)
             self._wandb.use_artifact(used)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of texts, for W&B alone."""
+        if self._wandb is None:
+            return
+        import wandb
+
+        self._wandb.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Final numbers of the stage."""

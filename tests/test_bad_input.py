@@ -301,7 +301,7 @@ def test_a_full_disk_under_the_ledger_and_the_dataset(distill: Cli, recipe: Path
         with room_for(60_000):  # all answers are in the ledger; its shared memory needs 32 KiB
             line = distill("generate", recipe, url).line
         assert "data.parquet" in line and "make room" in line
-        assert {path.name for path in data.parent.iterdir()} == {"inputs.json", "rejected.parquet"}
+        assert {path.name for path in data.parent.iterdir()} == {"inputs.json", "metrics.jsonl"}
         assert distill("generate", recipe, url).code == 0
         assert len(mock.requests) == asked + 40 - kept
     assert data.read_bytes() == whole

@@ -8,7 +8,7 @@ from distill.recipe.load import load_recipe
 from distill.recipe.train import DpoEntry, SftEntry
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

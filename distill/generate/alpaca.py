@@ -16,7 +16,7 @@ from distill.recipe.prompts import AlpacaPrompts, Sampling
 from distill.records import user_message
 from distill.teacher.requests import Answer, ChatRequest, Request
 
-_ASK = """\
+ASK = """\
 Continue a list of {tasks} diverse tasks for a language model. Every task has an instruction of one or two sentences, \
 an input it works on, and the output that solves it.
 
@@ -56,7 +56,7 @@ class Alpaca:
         section = self.section
         seeds = drawn(section.seed, index).sample(self.seeds, min(section.examples, len(self.seeds)))
         shown = "".join(_shown(number, *seed) for number, seed in enumerate(seeds, 1))
-        question = _ASK.format(
+        question = ASK.format(
             tasks=section.tasks, shown=shown, next=len(seeds) + 1, language=in_language(section.language)
         )
         return ChatRequest(tuple(user_message(question)), self.sampling, index, self.method, f"alpaca:{index}")

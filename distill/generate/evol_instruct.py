@@ -29,7 +29,7 @@ DEPTH = {
     "complicate_input": "Add input in some form of data (a table, JSON, code, a formula) that the answer has to use.",
 }
 OPERATIONS = (*DEPTH, "breadth")
-_DEPTH_ASK = """\
+DEPTH_ASK = """\
 Rewrite a prompt into a harder version that people can still understand and answer. {operation} Leave out no part of \
 it that is not plain text, such as tables and code. Add at most 10 to 20 words. The words "given prompt", "rewritten \
 prompt", "#Given Prompt#" and "#Rewritten Prompt#" must not occur in it. Reply with the new prompt only.{language}
@@ -38,7 +38,7 @@ prompt", "#Given Prompt#" and "#Rewritten Prompt#" must not occur in it. Reply w
 {prompt}
 
 #Rewritten Prompt#:"""
-_BREADTH_ASK = """\
+BREADTH_ASK = """\
 Take inspiration from a prompt and create a brand new one, of the same domain but rarer. It is about as long and as \
 hard, and people can understand and answer it. The words "given prompt", "created prompt", "#Given Prompt#" and \
 "#Created Prompt#" must not occur in it. Reply with the new prompt only.{language}
@@ -47,7 +47,7 @@ hard, and people can understand and answer it. The words "given prompt", "create
 {prompt}
 
 #Created Prompt#:"""
-_EQUAL_ASK = """\
+EQUAL_ASK = """\
 Do these two instructions to a language model have the same constraints and requirements, and the same depth and \
 breadth of inquiry? Answer with one word, Equal or Different.
 
@@ -63,17 +63,25 @@ _OF_A_WORD = Sampling(temperature=0.0, max_tokens=16)
 
 
 class EvolInstruct:
-    """All rounds over the prompts of a file. `answering` is the job's own sampling: the answers that the rules look at
-    are those that become rows, paid for once.
+    """All rounds over the prompts of a file. `answering` and `logprobs` are the job's own: the answers that the rules
+    look at are those that become rows, paid for once.
     """
 
     def __init__(
-        self, section: EvolInstructPrompts, *, system: str | None, sampling: Sampling, answering: Sampling, method: str
+        self,
+        section: EvolInstructPrompts,
+        *,
+        system: str | None,
+        sampling: Sampling,
+        answering: Sampling,
+        method: str,
+        logprobs: int = 0,
     ) -> None:
         self.section = section
         self.system = system
         self.sampling = sampling
         self.answering = answering
+        self.logprobs = logprobs
         self.method = method
         source = FilePrompts(source="file", path=section.path, column=section.column, count=section.count)
         self.seeds = [prompt.question for prompt in open_prompts(source, None).prompts]
@@ -119,14 +127,14 @@ class EvolInstruct:
             return Rejected(new, "prompt_truncated" if new.question else "prompt_empty", answer=evolved), answers
         if _LEAKED.search(new.question):
             return Rejected(new, "prompt_leaked_words", answer=evolved), answers
-        judged = await ask(_EQUAL_ASK.format(first=text, second=new.question), _OF_A_WORD)
+        judged = await ask(EQUAL_ASK.format(first=text, second=new.question), _OF_A_WORD)
         if isinstance(judged, Rejected):
             return judged, answers
         said = _EQUAL.match(judged.text)
         if said is None or said.group(1).lower() == "equal":
             why = "prompt_unclear_gain" if said is None else "prompt_no_information_gain"
             return Rejected(new, why, judged.text[:80]), answers
-        request = ChatRequest(new.messages, self.answering, 0, self.method, new.seed_row)
+        request = ChatRequest(new.messages, self.answering, 0, self.method, new.seed_row, logprobs=self.logprobs)
         answered = _noted(await try_to_ask(client, request), text, [])  # it is counted where it becomes a row
         if isinstance(answered, Rejected):
             return answered, answers
@@ -139,8 +147,8 @@ class EvolInstruct:
     def _question(self, text: str, operation: str) -> str:
         language = in_language(self.section.language)
         if operation == "breadth":
-            return _BREADTH_ASK.format(prompt=text, language=language)
-        return _DEPTH_ASK.format(operation=DEPTH[operation], prompt=text, language=language)
+            return BREADTH_ASK.format(prompt=text, language=language)
+        return DEPTH_ASK.format(operation=DEPTH[operation], prompt=text, language=language)
 
 
 def bad_response(text: str, profile: Profile = "unicode") -> str | None:

@@ -17,12 +17,12 @@ from distill.records import user_message
 from distill.teacher.requests import Answer, ChatRequest, Request
 from distill.text.code import extract_code
 
-_ASK = """\
+ASK = """\
 Write {count} short Python exercises about this topic: {topic}. Each is one function with type hints, a docstring that \
 says exactly what it does (with an example), and a correct body. The names of the functions are {names}. No classes, \
 no input or output, nothing but the standard library. Reply with one Python code block that holds all functions.\
 {language}"""
-_COMPLETE = "Complete this function.\n\n```python\n{head}\n```"
+COMPLETE = "Complete this function.\n\n```python\n{head}\n```"
 _VERBS = (
     *("count", "find", "merge", "split", "rank", "filter", "group", "rotate", "parse", "format", "validate", "compare"),
     *("sum", "average", "longest", "nearest", "swap", "flatten", "encode", "decode", "shift", "trim", "pair", "match"),
@@ -62,7 +62,7 @@ class Exercises:
 
     def request(self, index: int, kept: Sequence[Prompt]) -> Request:
         names = self.names(index)
-        question = _ASK.format(
+        question = ASK.format(
             count=len(names),
             topic=self.topic(index),
             names=", ".join(f"`{name}`" for name in names),
@@ -79,7 +79,7 @@ class Exercises:
             return [unreadable(answer, "unreadable")]
         return [
             text_prompt(
-                _COMPLETE.format(head=head),
+                COMPLETE.format(head=head),
                 self.system,
                 family=f"topic:{self.topic(index)}",
                 entry_point=name,

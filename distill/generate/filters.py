@@ -38,10 +38,18 @@ class Seen:
 
     def __init__(self) -> None:
         self._digests: set[bytes] = set()
+        self._all = hashlib.sha256()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 over all prompts so far as they stand, in order."""
+        return self._all.hexdigest()[:16]
 
     def before(self, prompt: Prompt) -> bool:
         """True where an equal prompt was given to this function earlier."""
-        text = normalize("\0".join(message["content"] for message in prompt.messages))
+        whole = "\0".join(message["content"] for message in prompt.messages)
+        self._all.update(whole.encode() + b"\1")
+        text = normalize(whole)
         digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
         if digest in self._digests:
             return True

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from distill.generate.educational import NOT_EDUCATIONAL, Sifted
 from distill.generate.invented import Invented
 from distill.generate.outcome import Outcome
 from distill.teacher.requests import Answer
+
+
+@dataclass
+class Used:
+    """What one model answered; `cost_usd` is None as soon as one answer's price is unknown."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def add(self, answer: Answer) -> None:
+        self.answers += 1
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        if self.cost_usd is not None:
+            self.cost_usd = None if answer.cost_usd is None else self.cost_usd + answer.cost_usd
+
+    def dollars(self) -> str:
+        return "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
 
 
 @dataclass
@@ -29,6 +50,7 @@ class Funnel:
     cost_usd: float | None = 0.0
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    models: defaultdict[str, Used] = field(default_factory=lambda: defaultdict(Used))
     _tokens_squared: float = 0.0  # of the tokens of each prompt, for the spread of a projection
 
     def add(self, outcome: Outcome) -> None:
@@ -36,7 +58,7 @@ class Funnel:
         self.prompts += 1
         self.rows += len(outcome.rows)
         self.retryable_failures += outcome.retryable_failures
-        self.counts.update(outcome.counts)
+        self.counts.update({name: count for name, count in outcome.counts.items() if count})
         for rejected in outcome.rejected:
             self.dropped[rejected.reason] += 1
             self.failed += rejected.reason == "request_failed"
@@ -49,9 +71,18 @@ class Funnel:
         self.add_answers(made.answers)
         self.dropped.update(rejected.reason for rejected in made.rejected)
 
+    def add_sifted(self, sifted: Sifted) -> None:
+        """Count the labels' cost and the rows that went."""
+        self.add_answers(sifted.answers)
+        self.rows -= sifted.removed
+        self.dropped.update(rejected.reason for rejected in sifted.rejected)
+        if sifted.removed:
+            self.dropped[NOT_EDUCATIONAL] += sifted.removed
+
     def add_answers(self, answers: Iterable[Answer]) -> None:
         """Count tokens and dollars of answers."""
         for answer in answers:
+            self.models[answer.teacher].add(answer)
             self.answers += 1
             self.prompt_tokens += answer.prompt_tokens
             self.completion_tokens += answer.completion_tokens
@@ -61,6 +92,17 @@ class Funnel:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def rates(self) -> dict[str, float]:
+        """What a judge is inclined to, as shares of the cases in which it shows; 0.5 is no inclination to length."""
+        counts = self.counts
+        longer, shorter = counts["longer_preferred"], counts["shorter_preferred"]
+        shares = {
+            "judge_flip_rate": (counts["judge_flips"], counts["pairs_judged"]),
+            "longer_preferred_rate": (longer, longer + shorter),
+            "chosen_longer_rate": (counts["chosen_longer"], counts["chosen_longer"] + counts["chosen_shorter"]),
+        }
+        return {name: part / whole for name, (part, whole) in shares.items() if whole}
 
     def relative_error(self) -> float:
         """Half the width of a 95% interval of the mean tokens a prompt, over that mean."""

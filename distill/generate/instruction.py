@@ -11,7 +11,7 @@ from distill.tasks.types import Verdict
 async def make(job: InstructionJob, prompt: Prompt, bench: Workbench) -> Outcome:
     """Rows of `messages`, one for each distinct usable answer that `keep` lets through."""
     outcome = Outcome()
-    for answer in await bench.samples(outcome, prompt, job.sampling, job.samples):
+    for answer in await bench.samples(outcome, prompt, job.sampling, job.samples, job.logprobs):
         verdict = await _verdict(job, prompt, answer.text, bench)
         if job.keep == "verified" and (verdict is None or not verdict.ok):
             reason = "no_verifier" if verdict is None else "wrong"

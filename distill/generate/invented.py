@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from distill.errors import DataError, TeacherError
 from distill.generate.outcome import Rejected
@@ -28,6 +28,7 @@ class Invented:
     prompts: list[Prompt] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    sifted: dict[str, Any] = field(default_factory=dict)  # what the sifting of seeds found out, where there was one
 
 
 class Writer(Protocol):
@@ -142,6 +143,7 @@ def share(answer: Answer, text: str, *, index: int, parts: int) -> Answer:
         answer,
         text=text,
         finish_reason="stop",
+        logprobs=None,  # they are of the whole answer
         prompt_tokens=part(answer.prompt_tokens),
         completion_tokens=part(answer.completion_tokens),
         cached_tokens=part(answer.cached_tokens),

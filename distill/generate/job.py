@@ -5,30 +5,50 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from distill.generate import code, instruction, preference
+from distill.generate.card import write_card
+from distill.generate.educational import NOT_EDUCATIONAL, sift
 from distill.generate.filters import Seen
+from distill.generate.forest import require_sklearn
 from distill.generate.funnel import Funnel
+from distill.generate.inputs import samples_of
 from distill.generate.outcome import Outcome, Rejected, Row, Workbench
-from distill.generate.output import DATA, REJECTED, REJECTED_SCHEMA, RowWriter, rejected_row, write_card
+from distill.generate.output import (
+    CANDIDATES,
+    DATA,
+    REJECTED,
+    REJECTED_SCHEMA,
+    RowWriter,
+    read_batches,
+    rejected_row,
+)
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
-from distill.generate.row_filters import RowFilters
+from distill.generate.row_filters import RowFilters, answers_of, prompt_of
 from distill.generate.sources import open_source
+from distill.generate.tracking import sample_table, tracked
 from distill.generate.verify import Checker
+from distill.recipe.filters import EducationalSample
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
 from distill.records import SCHEMAS
 from distill.teacher.client import TeacherClient
+from distill.teacher.distributions import SIDECAR, Written, write_sidecar
 from distill.teacher.flow import in_order
+from distill.teacher.requests import Answer
+from distill.text.code import extract_code
+from distill.track import Tracker
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 _EXAMPLES_ON_THE_CARD = 3
+_SAMPLES = 20  # rows kept at hand, for the card and the tracker
 
 
 @dataclass
@@ -38,7 +58,10 @@ class Finished:
     funnel: Funnel = field(default_factory=Funnel)
     examples: list[Row] = field(default_factory=list)
     set_aside: list[Rejected] = field(default_factory=list)  # what the writing of prompts threw away
+    sifted: dict[str, Any] = field(default_factory=dict)  # by educational value: what that found out
+    distributions: Written | None = None
     total_prompts: int | None = None
+    seen: Seen = field(default_factory=Seen)  # every prompt so far
     seconds: float = 0.0
 
     def metrics(self, client: TeacherClient) -> dict[str, Any]:
@@ -52,6 +75,9 @@ class Finished:
             "retryable_failures": funnel.retryable_failures,
             "dropped": dict(sorted(funnel.dropped.items())),
             "counts": dict(sorted(funnel.counts.items())),
+            "rates": funnel.rates(),
+            **({"educational": self.sifted} if self.sifted else {}),
+            **({"distributions": asdict(self.distributions)} if self.distributions else {}),
             "requests_sent": usage.sent,
             "from_ledger": usage.from_ledger,
             "refusals": usage.refusals,
@@ -64,24 +90,100 @@ class Finished:
         }
 
 
-async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, console: Console) -> Finished:
+async def write_dataset(
+    job: AnyJob, client: TeacherClient, folder: Path, console: Console, tracker: Tracker
+) -> Finished:
     """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
     finished = Finished()
+    async with tracked(tracker, client, finished.funnel):
+        await _write_files(job, client, folder, console, finished)
+    tracker.table("samples", *sample_table(finished.examples))
+    return finished
+
+
+async def _write_files(job: AnyJob, client: TeacherClient, folder: Path, console: Console, finished: Finished) -> None:
+    if samples_of(job):
+        require_sklearn()
+    with RowWriter(folder / REJECTED, REJECTED_SCHEMA) as dropped:
+        if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
+            await _write_rows(job, client, folder / CANDIDATES, dropped, console, finished)
+            await _sift(job, job.educational, client, folder, dropped, finished)
+        else:
+            await _write_rows(job, client, folder / DATA, dropped, console, finished)
+        for rejected in finished.set_aside:
+            dropped.add(rejected_row(rejected))
+    if not isinstance(job, PreferenceJob) and job.logprobs:
+        finished.distributions = _write_distributions(client, folder)
+    write_card(
+        folder,
+        job,
+        finished.funnel,
+        teacher=client.label,
+        prompts_digest=finished.seen.fingerprint,
+        examples=finished.examples[:_EXAMPLES_ON_THE_CARD],
+        sifted=finished.sifted,
+    )
+
+
+def _write_distributions(client: TeacherClient, folder: Path) -> Written:
+    """The sidecar of the finished rows, from their answers in the ledger."""
+
+    def rows() -> Iterator[tuple[str, bytes | None]]:
+        for batch in read_batches(folder / DATA, columns=["request_hash"]):
+            for row in batch:
+                answer = client.ledger.find(row["request_hash"])
+                yield row["request_hash"], answer.logprobs if isinstance(answer, Answer) else None
+
+    return write_sidecar(folder / SIDECAR, rows())
+
+
+async def _write_rows(
+    job: AnyJob, client: TeacherClient, path: Path, dropped: RowWriter, console: Console, finished: Finished
+) -> None:
+    """Every prompt's rows into the file as they come."""
     async with AsyncExitStack() as stack:
-        rows = stack.enter_context(RowWriter(folder / DATA, SCHEMAS[job.kind]))
-        dropped = stack.enter_context(RowWriter(folder / REJECTED, REJECTED_SCHEMA))
+        rows = stack.enter_context(RowWriter(path, SCHEMAS[job.kind]))
         outcomes = await stack.enter_async_context(aclosing(_outcomes(job, client, console, finished, limit=None)))
         async for outcome in outcomes:
             for row in outcome.rows:
                 rows.add(row)
             for rejected in outcome.rejected:
                 dropped.add(rejected_row(rejected))
-            if len(finished.examples) < _EXAMPLES_ON_THE_CARD:
+            if len(finished.examples) < _SAMPLES:
                 finished.examples.extend(outcome.rows[:1])
-        for rejected in finished.set_aside:
-            dropped.add(rejected_row(rejected))
-    write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
-    return finished
+
+
+async def _sift(
+    job: CodeJob,
+    section: EducationalSample,
+    client: TeacherClient,
+    folder: Path,
+    dropped: RowWriter,
+    finished: Finished,
+) -> None:
+    """From the candidates to the dataset: rows that teach something stay, the others are set aside whole."""
+    candidates = folder / CANDIDATES
+    total = pq.read_metadata(candidates).num_rows
+
+    def programs() -> Iterator[list[str]]:
+        for batch in read_batches(candidates):
+            yield [extract_code(answers_of(row)[0], row["entry_point"]) for row in batch]
+
+    sifted, opinions = await sift(section, client, total, programs, method=f"{_method(job)}:labels")
+    finished.examples.clear()
+    with RowWriter(folder / DATA, SCHEMAS[job.kind]) as rows:
+        every_row = (row for batch in read_batches(candidates) for row in batch)
+        for row, opinion in zip(every_row, opinions(), strict=True):
+            if not opinion.keep:
+                dropped.add(rejected_row(Rejected(prompt_of(row), NOT_EDUCATIONAL, opinion.detail, row=row)))
+                continue
+            rows.add(row)
+            if len(finished.examples) < _SAMPLES:
+                finished.examples.append(row)
+    candidates.unlink()
+    finished.set_aside += sifted.rejected
+    finished.sifted = sifted.metrics()
+    finished.funnel.add_sifted(sifted)
 
 
 async def sample_dataset(
@@ -109,6 +211,7 @@ async def _outcomes(
     source, made = await open_source(job, client, method=_method(job), limit=limit)
     funnel.add_invented(made)
     finished.set_aside = made.rejected
+    finished.sifted = made.sifted
     finished.total_prompts = source.total
     done = Done()
 
@@ -118,7 +221,7 @@ async def _outcomes(
         return outcome
 
     total = source.total if limit is None or source.total is None else min(limit, source.total)
-    prompts = _new(islice(source.prompts, limit))
+    prompts = _new(islice(source.prompts, limit), finished.seen)
     async with (
         shown(console, f"generate {job.name}", total, client, funnel, done),
         aclosing(in_order(work, prompts, width=2 * client.teacher.max_concurrency)) as outcomes,
@@ -130,9 +233,8 @@ async def _outcomes(
             yield outcome
 
 
-def _new(prompts: Iterable[Prompt]) -> Iterator[Prompt | Rejected]:
+def _new(prompts: Iterable[Prompt], seen: Seen) -> Iterator[Prompt | Rejected]:
     """The prompts, those rejected that came before or that ask nothing."""
-    seen = Seen()
     for prompt in prompts:
         if not prompt.question.strip():
             yield Rejected(prompt, "empty_prompt")

@@ -15,7 +15,7 @@ from distill.recipe.prompts import OssInstructPrompts, Sampling
 from distill.records import user_message
 from distill.teacher.requests import Answer, ChatRequest, Request
 
-_ASK = """\
+ASK = """\
 Take inspiration from the code below and write a high-quality programming problem in Python with its solution. Reply \
 in two parts with these headings:
 
@@ -38,19 +38,27 @@ _PARTS = re.compile(
 class OssInstruct:
     """Writer of problems; request i shows lines of seed i modulo their number."""
 
-    def __init__(self, section: OssInstructPrompts, *, system: str | None, sampling: Sampling, method: str) -> None:
+    def __init__(
+        self,
+        section: OssInstructPrompts,
+        *,
+        system: str | None,
+        sampling: Sampling,
+        method: str,
+        seeds: Sequence[str] | None = None,
+    ) -> None:
         self.section = section
         self.system = system
         self.sampling = sampling
         self.method = method
-        self.seeds = read_seeds(section)
+        self.seeds = [text.splitlines() for text in (read_seeds(section) if seeds is None else seeds)]
         self._unlike = Unlike(threshold=section.likeness, profile=section.profile)
 
     def requests_in_a_round(self, missing: int) -> int:
         return min(1024, missing)
 
     def request(self, index: int, kept: Sequence[Prompt]) -> Request:
-        question = _ASK.format(snippet=self.snippet(index), language=in_language(self.section.language))
+        question = ASK.format(snippet=self.snippet(index), language=in_language(self.section.language))
         return ChatRequest(tuple(user_message(question)), self.sampling, index, self.method, f"oss_instruct:{index}")
 
     def snippet(self, index: int) -> str:
@@ -79,8 +87,8 @@ class OssInstruct:
         self._unlike.add(prompt.question)
 
 
-def read_seeds(section: OssInstructPrompts) -> list[list[str]]:
-    """The lines of every seed, empty seeds left out, in a fixed order."""
+def read_seeds(section: OssInstructPrompts) -> list[str]:
+    """Every seed's text, empty seeds left out, in a fixed order."""
     path = Path(section.path)
     if path.is_dir():
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(path.rglob(section.pattern))]
@@ -88,7 +96,7 @@ def read_seeds(section: OssInstructPrompts) -> list[list[str]]:
         texts = [str(row[section.column]) for row in read_rows(path)[0] if section.column in row]
     else:
         raise DataError(f"no code at {path}", remedy="mend prompts.path; it is relative to the working folder")
-    seeds = [text.splitlines() for text in texts if text.strip()]
+    seeds = [text for text in texts if text.strip()]
     if not seeds:
         what = f"no file like {section.pattern}" if path.is_dir() else f"no column '{section.column}'"
         raise DataError(f"{path} has {what}", remedy="set prompts.pattern or prompts.column")

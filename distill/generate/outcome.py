@@ -41,6 +41,14 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     retryable_failures: int = 0
 
+    def add(self, other: Outcome) -> None:
+        """Append what became of another part of the same prompt."""
+        self.rows += other.rows
+        self.rejected += other.rejected
+        self.answers += other.answers
+        self.counts.update(other.counts)
+        self.retryable_failures += other.retryable_failures
+
 
 @dataclass(frozen=True)
 class Workbench:
@@ -51,10 +59,16 @@ class Workbench:
     method: str
 
     async def ask(
-        self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+        self,
+        outcome: Outcome,
+        prompt: Prompt,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        sample: int = 0,
+        logprobs: int = 0,
     ) -> Answer | None:
         """One answer, noted in the outcome; None where the request failed. Raises when the client has stopped."""
-        request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row)
+        request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row, logprobs=logprobs)
         try:
             answer = await self.client.ask(request)
         except TeacherError as error:
@@ -66,18 +80,24 @@ class Workbench:
         outcome.answers.append(answer)
         return answer
 
-    async def samples(self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int) -> list[Answer]:
+    async def samples(
+        self, outcome: Outcome, prompt: Prompt, sampling: Sampling, count: int, logprobs: int = 0
+    ) -> list[Answer]:
         """Usable answers to the prompt, no text twice; the others are noted with their reasons.
 
         A prompt that came with its answer has that one as its first.
         """
         given = [] if prompt.given is None else [prompt.given]
         drawn = await asyncio.gather(
-            *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(len(given), count))
+            *(
+                self.ask(outcome, prompt, prompt.messages, sampling, sample, logprobs)
+                for sample in range(len(given), count)
+            )
         )
-        return self._usable(outcome, prompt, [*given, *drawn])
+        return self.usable(outcome, prompt, [*given, *drawn])
 
-    def _usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
+    def usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
+        """Those that are answers, no text twice; the others are noted with their reasons."""
         usable: list[Answer] = []
         texts: set[str] = set()
         for answer in drawn:
@@ -97,7 +117,7 @@ class Workbench:
         costs = [one.cost_usd for one in paid]
         known = [cost for cost in costs if cost is not None]
         return {
-            "teacher": self.client.label,
+            "teacher": answer.teacher,
             "request_hash": answer.key,
             "method": self.method,
             "seed_row": prompt.seed_row,
@@ -105,10 +125,37 @@ class Workbench:
             "prompt_tokens": sum(one.prompt_tokens for one in paid),
             "completion_tokens": sum(one.completion_tokens for one in paid),
             "cost_usd": sum(known) if len(known) == len(costs) else None,
-            "created_at": answer.created_at,
+            "created_at": answer.created_at or None,  # of a file's answer nobody knows
         }
 
 
 def conversation(prompt: Prompt, text: str) -> list[Message]:
     """The prompt's messages and the assistant's answer."""
     return [*prompt.messages, {"role": "assistant", "content": text}]
+
+
+def pair_row(
+    bench: Workbench,
+    prompt: Prompt,
+    outcome: Outcome,
+    *,
+    answers: tuple[Answer, Answer],
+    scores: tuple[float, float],
+    completions: list[Row] | None = None,
+) -> Row:
+    """A preference row of the chosen and the rejected answer; their lengths are counted."""
+    chosen, rejected = answers
+    outcome.counts["chosen_characters"] += len(chosen.text)
+    outcome.counts["rejected_characters"] += len(rejected.text)
+    outcome.counts["chosen_longer"] += len(chosen.text) > len(rejected.text)
+    outcome.counts["chosen_shorter"] += len(chosen.text) < len(rejected.text)
+    others = [answer for answer in outcome.answers if answer.key != chosen.key]
+    return {
+        "prompt": list(prompt.messages),
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+        "chosen_score": scores[0],
+        "rejected_score": scores[1],
+        "completions": completions,
+        **bench.provenance(prompt, chosen, others),
+    }

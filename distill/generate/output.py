@@ -1,10 +1,9 @@
-"""What a job leaves behind: rows and rejections as Parquet, written as they come, and a card that tells their story."""
+"""What a job leaves behind: rows and rejections as Parquet, written as they come."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,17 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.errors import DataError
-from distill.generate.funnel import Funnel
 from distill.generate.outcome import Rejected
 from distill.generate.row_filters import answers_of, removed_row
-from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
-from distill.recipe.prompts import MagpiePrompts
 from distill.records import MESSAGES
-from distill.runs import write_atomically
 
 DATA = "data.parquet"
 REJECTED = "rejected.parquet"
-CARD = "README.md"
+CANDIDATES = "candidates.parquet"  # there only while rows are made that will be sifted
 _ROWS_IN_A_GROUP = 2048
 
 REJECTED_SCHEMA = pa.schema(
@@ -94,6 +89,12 @@ class RowWriter:
         self._temporary.unlink(missing_ok=True)
 
 
+def read_batches(path: Path, *, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a Parquet file, or some columns of them, some at a time."""
+    for batch in pq.ParquetFile(path).iter_batches(_ROWS_IN_A_GROUP, columns=columns):
+        yield batch.to_pylist()
+
+
 def _cannot_write(path: Path, error: OSError) -> DataError:
     return DataError(
         f"cannot write {path}: {error.strerror or error}",
@@ -116,68 +117,3 @@ def rejected_row(rejected: Rejected) -> dict[str, Any]:
         "request_hash": answer.key if answer is not None else None if row is None else row["request_hash"],
         "row": removed_row(rejected),
     }
-
-
-def write_card(
-    folder: Path,
-    job: InstructionJob | PreferenceJob | CodeJob,
-    funnel: Funnel,
-    *,
-    teacher: str,
-    examples: Sequence[dict[str, Any]],
-) -> None:
-    """README.md in the dataset card's form. Nothing in it depends on when or in how many sessions the job ran."""
-    write_atomically(folder / CARD, _card(job, funnel, teacher, examples))
-
-
-def _card(
-    job: InstructionJob | PreferenceJob | CodeJob, funnel: Funnel, teacher: str, examples: Sequence[dict[str, Any]]
-) -> str:
-    cost = "unknown (no price for this teacher)" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
-    lines = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        f"  data_files: {DATA}",
-        "tags: [synthetic, distillation]",
-        "---",
-        f"# {job.name}: {job.kind} data",
-        "",
-        f"Written by the teacher `{teacher}`. {_source(job)} Columns are TRL's standard format plus provenance.",
-        "The teacher's licence and terms of use decide what this data may be used for.",
-        "",
-        "| | |",
-        "|---|---:|",
-        f"| prompts | {funnel.prompts:,} |",
-        f"| answers | {funnel.answers:,} |",
-        f"| rows kept | {funnel.rows:,} |",
-        *(f"| dropped: {reason} | {count:,} |" for reason, count in sorted(funnel.dropped.items())),
-        *(f"| {name.replace('_', ' ')} | {count:,} |" for name, count in sorted(funnel.counts.items())),
-        f"| prompt tokens | {funnel.prompt_tokens:,} |",
-        f"| completion tokens | {funnel.completion_tokens:,} |",
-        f"| cost | {cost} |",
-        "",
-        f"What was dropped is in `{REJECTED}` with its reason.",
-        "",
-        "```json",
-        json.dumps(job.model_dump(mode="json"), indent=1, ensure_ascii=False),
-        "```",
-        "",
-        "## Examples",
-        "",
-    ]
-    for example in examples:
-        shown = {name: value for name, value in example.items() if name in ("messages", "prompt", "chosen", "rejected")}
-        lines += ["```json", json.dumps(shown, indent=1, ensure_ascii=False), "```", ""]
-    return "\n".join(lines)
-
-
-def _source(job: InstructionJob | PreferenceJob | CodeJob) -> str:
-    prompts = job.prompts
-    if isinstance(prompts, FilePrompts):
-        return f"Prompts from `{Path(prompts.path).name}`."
-    if isinstance(prompts, MagpiePrompts):
-        return "Prompts by the source `magpie`."
-    if not isinstance(prompts, TaskPrompts):
-        return f"Prompts by the source `{prompts.source}` from `{Path(prompts.path).name}`."
-    return f"Prompts from the verifiable task families ({', '.join(prompts.kinds)}), training split."

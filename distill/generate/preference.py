@@ -1,4 +1,4 @@
-"""Preference data: several answers a prompt, ranked by a verifier or by the teacher as a judge, best against worst."""
+"""Preference data: several answers a prompt, ranked by a verifier or a judge of pairs, best against worst."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
 
-from distill.generate.outcome import Outcome, Rejected, Row, Workbench
+from distill.generate import feedback
+from distill.generate.outcome import Outcome, Rejected, Row, Workbench, pair_row
 from distill.generate.prompts import Prompt
 from distill.judge.pairwise import parse, render
 from distill.recipe.generate import PreferenceJob, Sampling
@@ -20,6 +21,8 @@ Winner = Literal["first", "second"]
 
 async def make(job: PreferenceJob, prompt: Prompt, bench: Workbench) -> Outcome:
     """At most one row of `prompt`, `chosen`, `rejected`; a prompt without a clear preference is noted with why."""
+    if job.rank == "feedback":
+        return await feedback.make(job, prompt, bench)
     outcome = Outcome()
     answers = await bench.samples(outcome, prompt, job.sampling, job.samples)
     if len(answers) < 2:
@@ -46,7 +49,7 @@ async def _by_verifier(
     if not right or not wrong:
         outcome.rejected.append(Rejected(prompt, "all_wrong" if wrong else "all_right"))
         return None
-    return _row(prompt, right[0], wrong[0], 1.0, 0.0, bench, outcome)
+    return pair_row(bench, prompt, outcome, answers=(right[0], wrong[0]), scores=(1.0, 0.0))
 
 
 async def _by_judge(
@@ -70,6 +73,8 @@ async def _by_judge(
         if winner is None:
             continue
         better, worse = (i, j) if winner == "first" else (j, i)
+        outcome.counts["longer_preferred"] += len(answers[better].text) > len(answers[worse].text)
+        outcome.counts["shorter_preferred"] += len(answers[better].text) < len(answers[worse].text)
         balance[better] += 1
         balance[worse] -= 1
         beaten_by[worse].add(better)
@@ -79,8 +84,8 @@ async def _by_judge(
         outcome.rejected.append(Rejected(prompt, "no_consistent_preference"))
         return None
     worst = min(losers, key=lambda index: balance[index])
-    scores = [balance[index] / compared[index] for index in (best, worst)]
-    return _row(prompt, answers[best], answers[worst], scores[0], scores[1], bench, outcome)
+    scores = (balance[best] / compared[best], balance[worst] / compared[worst])
+    return pair_row(bench, prompt, outcome, answers=(answers[best], answers[worst]), scores=scores)
 
 
 def judged_pairs(count: int) -> list[tuple[int, int]]:
@@ -117,25 +122,3 @@ async def _judge(
     if judgement is None:
         return None
     return "first" if judgement.better == "A" else "second"
-
-
-def _row(
-    prompt: Prompt,
-    chosen: Answer,
-    rejected: Answer,
-    chosen_score: float,
-    rejected_score: float,
-    bench: Workbench,
-    outcome: Outcome,
-) -> Row:
-    outcome.counts["chosen_characters"] += len(chosen.text)
-    outcome.counts["rejected_characters"] += len(rejected.text)
-    others = [answer for answer in outcome.answers if answer.key != chosen.key]
-    return {
-        "prompt": list(prompt.messages),
-        "chosen": [{"role": "assistant", "content": chosen.text}],
-        "rejected": [{"role": "assistant", "content": rejected.text}],
-        "chosen_score": chosen_score,
-        "rejected_score": rejected_score,
-        **bench.provenance(prompt, chosen, others),
-    }

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill.generate.funnel import Funnel
 from distill.teacher.client import TeacherClient
+from distill.track import Number
 
 _REFRESH_SECONDS = 0.25
 
@@ -43,7 +44,7 @@ async def shown(
 
     async def redraw() -> None:
         while True:
-            seconds = max(1e-6, time.monotonic() - started_at)
+            seconds = time.monotonic() - started_at
             progress.update(bar, completed=done.prompts, status=_status(client, funnel, seconds))
             progress.refresh()
             await asyncio.sleep(_REFRESH_SECONDS)
@@ -58,12 +59,28 @@ async def shown(
                 await drawing
 
 
+def load(client: TeacherClient, funnel: Funnel, seconds: float) -> dict[str, Number]:
+    """The state of a job after so many seconds of this session. `spent_usd` is of the run; absent: price unknown."""
+    usage = client.usage
+    return {
+        "rows": funnel.rows,
+        "prompts": funnel.prompts,
+        "rows_per_second": funnel.rows / max(1e-6, seconds),
+        "tokens": usage.prompt_tokens + usage.completion_tokens,
+        "requests_sent": usage.sent,
+        "in_flight": client.limits.in_flight,
+        "rate_limited": usage.refusals,  # 429 and 503
+        "failed": usage.failed,
+        **({} if client.rates is None else {"spent_usd": client.spent_usd()}),
+    }
+
+
 def _status(client: TeacherClient, funnel: Funnel, seconds: float) -> str:
-    tokens = client.usage.prompt_tokens + client.usage.completion_tokens
-    parts = [f"{funnel.rows / seconds:.1f} rows/s", f"{tokens:,} tokens", dollars(client.spent_usd(), client)]
-    parts.append(f"{client.limits.in_flight} in flight")
-    if client.usage.refusals:
-        parts.append(f"{client.usage.refusals} refused")
+    now = load(client, funnel, seconds)
+    parts = [f"{now['rows_per_second']:.1f} rows/s", f"{now['tokens']:,} tokens"]
+    parts += [dollars(now.get("spent_usd"), client), f"{now['in_flight']} in flight"]
+    if now["rate_limited"]:
+        parts.append(f"{now['rate_limited']} refused")
     return ", ".join(parts)
 
 

@@ -43,7 +43,7 @@ class RowFilters:
             if finding is None:
                 kept.append(row)
             else:
-                removed.append(Rejected(_prompt_of(row), finding[0], finding[1][:_LONGEST_DETAIL], row=row))
+                removed.append(Rejected(prompt_of(row), finding[0], finding[1][:_LONGEST_DETAIL], row=row))
         return replace(outcome, rows=kept, rejected=[*outcome.rejected, *removed]) if removed else outcome
 
     def finding(self, row: Row) -> Finding | None:
@@ -189,7 +189,8 @@ def answers_of(row: Row) -> list[str]:
     return [turn["content"] for turn in ends]
 
 
-def _prompt_of(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
+    """The prompt that a row came of, as far as the row tells."""
     turns = row["prompt"] if "chosen" in row else row["messages"][:-1]
     return Prompt(tuple(turns), row["seed_row"], row["family"])
 

@@ -12,7 +12,7 @@ from distill.recipe.prompts import FilePrompts, Sampling, SelfInstructPrompts
 from distill.records import user_message
 from distill.teacher.requests import Answer, ChatRequest, Request
 
-_ASK = """\
+ASK = """\
 Come up with a series of tasks. Each one is a single instruction that can be answered in text alone; they differ in \
 subject, verb and form. Go on with the list, one task a line, numbered, for {new} more tasks.{language}
 
@@ -51,7 +51,7 @@ class SelfInstruct:
     def request(self, index: int, kept: Sequence[Prompt]) -> Request:
         shown = self.shown(index, kept)
         lines = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(shown, 1))
-        question = _ASK.format(
+        question = ASK.format(
             new=_NEW_IN_A_REQUEST, shown=lines, next=len(shown) + 1, language=in_language(self.section.language)
         )
         return ChatRequest(tuple(user_message(question)), self.sampling, index, self.method, f"self_instruct:{index}")

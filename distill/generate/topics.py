@@ -12,7 +12,7 @@ from distill.recipe.prompts import Sampling, TopicPrompts
 from distill.records import user_message
 from distill.teacher.requests import Answer, ChatRequest, Request
 
-_ASK = """\
+ASK = """\
 Write {tasks} different tasks about this topic: {topic}. They are {kind}, put by {reader}. Each is complete in itself \
 and can be answered in text alone. One task a line, numbered.{language}"""
 _KINDS = (
@@ -44,7 +44,7 @@ class Topics:
 
     def request(self, index: int, kept: Sequence[Prompt]) -> Request:
         rng = drawn(self.section.seed, index)
-        question = _ASK.format(
+        question = ASK.format(
             tasks=self.section.tasks,
             topic=self.topic(index),
             kind=rng.choice(_KINDS),

@@ -11,7 +11,7 @@ from distill.records import user_message
 from distill.teacher.requests import Answer
 from distill.text.code import extract_code
 
-_ASK = """\
+ASK = """\
 Write {count} tests for a Python function that solves this problem. Each is one line, an assert statement that calls \
 `{name}` with literal arguments and compares the result with a literal value, as in `assert {name}(...) == ...`. Cover \
 usual cases and edge cases. Reply with one Python code block that holds the asserts and nothing else.
@@ -30,7 +30,7 @@ async def write_tests(
     count: int, prompt: Prompt, name: str, code: str, bench: Workbench, outcome: Outcome
 ) -> tuple[tuple[str, ...], Answer | None]:
     """The asserts that hold their form, at most `count`, and the answer they came in."""
-    question = _ASK.format(count=count, name=name, signature=signature_of(code, name), problem=prompt.question)
+    question = ASK.format(count=count, name=name, signature=signature_of(code, name), problem=prompt.question)
     sampling = Sampling(temperature=0.0, max_tokens=_TOKENS)
     answer = await bench.ask(outcome, prompt, user_message(question), sampling)
     return (() if answer is None else asserts_in(answer.text, name)[:count]), answer

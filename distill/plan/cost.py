@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import DataError
-from distill.recipe.generate import CodeJob, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.recipe.generate import CodeJob, Feedback, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
 from distill.recipe.prompts import (
     AlpacaPrompts,
     EvolInstructPrompts,
@@ -27,6 +27,9 @@ _CHARACTERS_PER_TOKEN = 4  # the rule of thumb for English under a BPE of a real
 _LOOKED_AT = 64  # prompts read to estimate a mean
 _JUDGE_ANSWER_TOKENS = 128
 _YES_NO_TOKENS = 4
+_ASPECTS = 4  # of UltraFeedback's judge
+_SCALE_TOKENS = 250
+_RATING_TOKENS = 50
 _ALL_PAIRS_UP_TO = 4
 _DEFAULT_PROMPT_TOKENS = 100
 _WRITTEN_TESTS_TOKENS = 256
@@ -61,7 +64,10 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
     answer = plan.completion_tokens if plan.completion_tokens is not None else job.sampling.max_tokens / 2
     if prompts is None:
         return JobCost(job.name, job.kind, None, None, None, None, None, None, mean, source)
-    written_too = isinstance(job.prompts, _WITH_ANSWERS)  # the first answer comes with the prompt
+    # The first answer comes with the prompt.
+    written_too = isinstance(job.prompts, _WITH_ANSWERS) or (
+        isinstance(job.prompts, FilePrompts) and job.prompts.answer is not None
+    )
     requests = float(prompts * (job.samples - written_too))
     asked, answered = requests * mean, requests * answer
     if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
@@ -76,19 +82,42 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
         requests += comparisons
         asked += comparisons * (mean + 2 * answer)
         answered += comparisons * _JUDGE_ANSWER_TOKENS
+    if isinstance(job, PreferenceJob) and job.rank == "feedback":
+        feedback = job.feedback or Feedback()
+        texts = job.samples * answer
+        ratings = prompts * _ASPECTS * feedback.orders
+        requests += ratings
+        asked += ratings * (mean + texts + _SCALE_TOKENS)
+        answered += ratings * job.samples * _RATING_TOKENS
+        if feedback.binarize == "h4":
+            scores = prompts * job.samples
+            requests += scores
+            asked += scores * (mean + answer + _SCALE_TOKENS)
+            answered += scores * _JUDGE_ANSWER_TOKENS
     if isinstance(job, CodeJob) and job.write_tests:  # at most: prompts that bring tests need none
         requests += prompts * job.samples
         asked += prompts * job.samples * (mean + _DEFAULT_PROMPT_TOKENS)
         answered += prompts * job.samples * _WRITTEN_TESTS_TOKENS
-    if isinstance(job, CodeJob) and job.educational:
-        requests += prompts * job.samples
-        asked += prompts * job.samples * (mean + answer)
-        answered += prompts * job.samples * _YES_NO_TOKENS
+    labels = _labels(job, prompts)
+    requests += labels
+    asked += labels * (mean + answer)
+    answered += labels * _YES_NO_TOKENS
     rows = prompts if isinstance(job, PreferenceJob) else prompts * job.samples
     cost = rates.cost_usd(round(asked), round(answered)) if rates is not None else None
     return JobCost(
         job.name, job.kind, prompts, rows, round(requests), round(asked), round(answered), cost, mean, source
     )
+
+
+def _labels(job: Job, prompts: int) -> int:
+    """Programs whose educational value the teacher is asked about: rows, and seeds of OSS-Instruct."""
+    labels = 0
+    if isinstance(job, CodeJob) and job.educational:
+        rows = prompts * job.samples
+        labels += rows if isinstance(job.educational, bool) else min(rows, job.educational.sample)
+    if isinstance(job.prompts, OssInstructPrompts) and job.prompts.educational is not None:
+        labels += job.prompts.educational.sample
+    return labels
 
 
 @dataclass(frozen=True)

@@ -50,3 +50,17 @@ class Filters(Section):
     personal_data: bool = False
     decontaminate: Decontaminate | None = None
     duplicates: Duplicates | None = None
+
+
+class EducationalSample(Section):
+    """phi-1's filter (2306.11644): the teacher judges a sample, a forest the rest. Needs the extra `filters`."""
+
+    sample: int = Field(default=1000, ge=32, description="programs that the teacher is asked about")
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="of the forest's value, below which a program goes")
+    held_out: float = Field(default=0.25, gt=0, lt=1, description="share of the sample that measures the forest")
+    trees: int = Field(default=200, ge=1)
+    model: str | None = Field(
+        default=None, description="local model whose mean hidden state is the features; null: hashed n-grams"
+    )
+    max_tokens: int = Field(default=512, ge=1, description="of a program that the model reads")
+    seed: int = 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.recipe.base import Section
-from distill.recipe.filters import Filters
+from distill.recipe.filters import EducationalSample, Filters
 from distill.recipe.prompts import (
     FilePrompts,
     InventedPrompts,
@@ -19,14 +19,18 @@ from distill.recipe.prompts import (
 )
 
 __all__ = [
+    "BinarizeRule",
     "CodeJob",
+    "Feedback",
     "FilePrompts",
     "InstructionJob",
     "InventedPrompts",
     "Isolation",
     "Job",
     "PreferenceJob",
+    "Principles",
     "Prompts",
+    "PushToHub",
     "Sampling",
     "SelfInstructPrompts",
     "TaskKind",
@@ -35,6 +39,16 @@ __all__ = [
 
 
 Isolation = Literal["bubblewrap", "none"]
+BinarizeRule = Literal["argilla", "h4", "max_min"]
+
+
+class PushToHub(Section):
+    """A finished dataset goes to the Hugging Face hub, as one commit."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of a dataset; made where it is not there")
+    private: bool = Field(default=True, description="where it is made")
+    rejected: bool = Field(default=False, description="also what was dropped, with the reasons")
+    token_env: str = Field(default="HF_TOKEN", description="name of the variable that holds the token")
 
 
 class JobCommon(Section):
@@ -45,14 +59,51 @@ class JobCommon(Section):
     system: str | None = None
     sampling: Sampling = Sampling()
     filters: Filters = Filters()
+    push: PushToHub | None = Field(default=None, description="publish the finished dataset; null: it stays here")
 
 
-class InstructionJob(JobCommon):
+class AnswersJob(JobCommon):
+    """What jobs share whose rows are answers."""
+
+    samples: int = Field(default=1, ge=1, le=64)
+    logprobs: int = Field(
+        default=0, ge=0, le=20, description="keep the teacher's so many most likely tokens at each place, for kd"
+    )
+
+
+class InstructionJob(AnswersJob):
     """One answer a prompt (or several): rows of `messages`."""
 
     kind: Literal["instruction"]
-    samples: int = Field(default=1, ge=1, le=64)
     keep: Literal["all", "verified"] = Field(default="all", description="verified: only answers the task accepts")
+
+
+class Principles(Section):
+    """Shares of UltraFeedback's principles in the answers' system prompts; the defaults are published for chats."""
+
+    helpfulness: float = Field(default=0.6, ge=0)
+    truthfulness: float = Field(default=0.2, ge=0)
+    honesty: float = Field(default=0.18, ge=0)
+    verbalized_calibration: float = Field(default=0.02, ge=0)
+
+    @model_validator(mode="after")
+    def _some_share(self) -> Principles:
+        if not any(share for _, share in self):
+            raise ValueError("all shares are 0; set principles to null for answers without one")
+        return self
+
+
+class Feedback(Section):
+    """UltraFeedback (2310.01377): a principle for each answer, a judge on four aspects, a pair by a rule."""
+
+    principles: Principles | None = Principles()
+    temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
+        default=(), description="of the answers in turn; empty: as sampling says"
+    )
+    orders: int = Field(default=2, ge=2, le=24, description="in which the texts are shown to the judge")
+    binarize: BinarizeRule = Field(default="argilla", description="how chosen and rejected are picked")
+    judge_tokens: int = Field(default=1024, ge=1, description="longest judgement of all texts on one aspect")
+    seed: int = 0
 
 
 class PreferenceJob(JobCommon):
@@ -60,23 +111,32 @@ class PreferenceJob(JobCommon):
 
     kind: Literal["preference"]
     samples: int = Field(default=4, ge=2, le=64)
-    rank: Literal["verifier", "judge"] = Field(
-        default="judge", description="verifier: right against wrong; judge: the teacher compares, in both orders"
+    rank: Literal["verifier", "judge", "feedback"] = Field(
+        default="judge",
+        description="verifier: right against wrong; judge: the teacher compares pairs; feedback: UltraFeedback",
     )
+    feedback: Feedback | None = Field(default=None, description="settings of rank feedback; null: its defaults")
+
+    @model_validator(mode="after")
+    def _feedback_is_used(self) -> PreferenceJob:
+        if self.feedback is not None and self.rank != "feedback":
+            raise ValueError(f"'feedback' belongs to rank: feedback, this job has rank: {self.rank}")
+        return self
 
 
-class CodeJob(JobCommon):
+class CodeJob(AnswersJob):
     """Functions written from a docstring, kept when their tests pass in the sandbox."""
 
     kind: Literal["code"]
-    samples: int = Field(default=1, ge=1, le=64)
     isolation: Isolation = "bubblewrap"
     verdict: Literal["tests", "none"] = Field(default="tests", description="none: prompts without tests, kept unrun")
     write_tests: int = Field(
         default=0, ge=0, le=32, description="for prompts without tests the teacher writes so many, unseen by solutions"
     )
-    educational: bool = Field(
-        default=False, description="keep only rows whose educational value for a learner the teacher affirms (phi-1)"
+    educational: bool | EducationalSample = Field(
+        default=False,
+        description="keep only rows of educational value (phi-1); true: the teacher is asked about each; "
+        "a section: about a sample, and a random forest extends its word",
     )
 
 

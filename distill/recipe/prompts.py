@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill.recipe.base import Section
-from distill.recipe.filters import Profile
+from distill.recipe.filters import EducationalSample, Profile
 
 TaskKind = Literal["instruction", "code", "judge"]
 
@@ -36,6 +36,9 @@ class FilePrompts(Section):
     source: Literal["file"]
     path: str
     column: str = "prompt"
+    answer: str | None = Field(
+        default=None, description="column of answers that are there already: the first sample of each, not asked for"
+    )
     count: int | None = Field(default=None, ge=1, description="only the first so many")
 
 
@@ -109,6 +112,7 @@ class OssInstructPrompts(Invented):
     least_lines: int = Field(default=1, ge=1, description="consecutive lines shown, at least")
     most_lines: int = Field(default=15, ge=1, description="and at most")
     pattern: str = Field(default="*.py", description="which files of a folder")
+    educational: EducationalSample | None = Field(default=None, description="only seeds that teach something (phi-1)")
 
 
 class ExercisePrompts(Invented):

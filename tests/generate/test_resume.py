@@ -71,7 +71,7 @@ def test_kill_9(kill_at: list[int], project: Project) -> None:
     assert [row["messages"][-1]["content"] for row in rows] == [f"answer to q{i}" for i in range(ROWS)]
     folder = project.path / "runs/test/generate-inst"
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "data.parquet", "inputs.json", "manifest.json", "rejected.parquet"
+        "README.md", "data.parquet", "inputs.json", "manifest.json", "metrics.jsonl", "rejected.parquet"
     }  # fmt: skip
 
 

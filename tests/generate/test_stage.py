@@ -132,7 +132,7 @@ def test_the_card_tells_the_story(project: Project) -> None:
     card = (project.path / "runs/test/generate-inst/README.md").read_text()
     for line in ("| prompts | 3 |", "| rows kept | 2 |", "| dropped: duplicate_prompt | 1 |", "`the-teacher`"):
         assert line in card
-    assert card.startswith("---\nconfigs:")
+    assert card.startswith("---\npretty_name: inst\n")
 
 
 def test_datasets_load_as_trl_reads_them(project: Project) -> None:

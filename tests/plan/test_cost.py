@@ -16,7 +16,15 @@ from distill.plan.cost import (
     tokens_per_step,
     training_rows,
 )
-from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, Sampling, SelfInstructPrompts
+from distill.recipe.generate import (
+    CodeJob,
+    Feedback,
+    FilePrompts,
+    InstructionJob,
+    PreferenceJob,
+    Sampling,
+    SelfInstructPrompts,
+)
 from distill.recipe.prompts import AlpacaPrompts, TopicPrompts
 from distill.recipe.schema import Plan
 from distill.recipe.train import DpoEntry, LmEntry, SftEntry
@@ -60,6 +68,15 @@ def test_judged_preference_asks_every_pair_in_both_orders(tmp_path: Path) -> Non
     assert many.requests == 10 * 8 + 10 * 8 * 2  # beyond four answers they meet in a ring
     verified = job.model_copy(update={"rank": "verifier"})
     assert job_cost(verified, plan=PLAN, rates=RATES, count_tokens=len).requests == 40
+
+
+def test_ultrafeedback_asks_four_aspects_in_each_order(tmp_path: Path) -> None:
+    job = PreferenceJob(name="p", kind="preference", prompts=_file_prompts(tmp_path, 10), rank="feedback")
+    cost = job_cost(job, plan=PLAN, rates=RATES, count_tokens=len)
+    assert cost.requests == 10 * 4 + 10 * 4 * 2
+    assert cost.prompt_tokens == 10 * 4 * 100 + 10 * 8 * (100 + 4 * 50 + 250)
+    h4 = job.model_copy(update={"feedback": Feedback(binarize="h4", orders=3)})
+    assert job_cost(h4, plan=PLAN, rates=RATES, count_tokens=len).requests == 10 * 4 + 10 * 4 * 3 + 10 * 4
 
 
 def test_educational_code_asks_once_more_a_row(tmp_path: Path) -> None:
