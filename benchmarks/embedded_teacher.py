@@ -1,7 +1,8 @@
 """What the embedded teacher knows, held against its bars: `python -m benchmarks.embedded_teacher`.
 
 Exact match of instructions and pass@1 of code on held-out values and held-out phrasings, greedy, in the checkpoint's
-own bf16, through the project's engine; and its agreement with the verifier as a judge of sampled pairs.
+own bf16 (float32 on a CPU without bf16 arithmetic), through the project's engine; and its agreement with the verifier
+as a judge of sampled pairs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from distill.evaluate.statistics import proportion
 from distill.evaluate.verdicts import Grader
 from distill.model.chat import render
 from distill.model.load import load_model, load_tokenizer, require_chat_template
+from distill.recipe.generate import Isolation
 from distill.records import user_message
 from distill.runs import file_digest
 from distill.tasks.registry import family_names, sample_tasks
@@ -132,9 +134,11 @@ def _length(row: dict[str, Any]) -> tuple[bool, int]:
     return not row["ok"], len(row["prompt"]) + len(row["text"])
 
 
-def run(model: Path, size: Size, *, student: Path | None, judge: bool, command: str, say: Console) -> dict[str, Any]:
+def run(
+    model: Path, size: Size, *, student: Path | None, judge: bool, isolation: Isolation, command: str, say: Console
+) -> dict[str, Any]:
     """Measure everything; the JSON result."""
-    engine, grader = load_engine(model), Grader("bubblewrap")
+    engine, grader = load_engine(model), Grader(isolation)
     tasks = held_out(size.rows)
     say.print(f"{len(tasks)} held-out tasks")
     rows = measure(engine, grader, tasks)
@@ -151,6 +155,7 @@ def run(model: Path, size: Size, *, student: Path | None, judge: bool, command: 
         "parameters": engine.model.num_parameters(),
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "rows_per_family_and_split": size.rows,
+        "isolation": isolation,
         "accuracy": metrics,
         "families": families,
         "judge": asdict(result) if result is not None else None,
@@ -177,6 +182,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=TEACHER, help="the model to measure (default data/teacher)")
     parser.add_argument("--student", type=Path, help="a distilled model that gives the other answer of a judged pair")
     parser.add_argument("--no-judge", action="store_true", help="judge no sampled pairs")
+    parser.add_argument("--isolation", choices=("bubblewrap", "none"), default="bubblewrap", help="of generated code")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the result")
     parser.add_argument("--card", action="store_true", help="rewrite the measured parts of the model's README.md")
     options = parser.parse_args(arguments)
@@ -198,6 +204,8 @@ def _command(options: argparse.Namespace) -> Iterator[str]:
         yield f"--student {'STUDENT' if options.student.is_absolute() else options.student}"
     if options.no_judge:
         yield "--no-judge"
+    if options.isolation != "bubblewrap":
+        yield f"--isolation {options.isolation}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size,
             student=options.student,
             judge=not options.no_judge,
+            isolation=options.isolation,
             command=" ".join(_command(options)),
             say=say,
         )

@@ -20,7 +20,7 @@ from distill.tasks.registry import sample_tasks
 from distill.tasks.types import Task
 
 ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "benchmarks/results/embedded-teacher_cpu_2026-11-23.json"
+RESULT = ROOT / "benchmarks/results/embedded-teacher_cpu_2026-11-25.json"
 
 
 def _task(number: int = 1, kind: Any = "instruction") -> Task:
@@ -147,7 +147,7 @@ def test_the_cards_quote_the_committed_result_of_the_committed_weights() -> None
     assert result["details"]["weights"] == file_digest(ROOT / "data/teacher/model.safetensors")
     for name in ("teacher", "student-base"):
         kind = "embedded-teacher" if name == "teacher" else name
-        training = json.loads((ROOT / f"benchmarks/results/{kind}-training_h100_2026-11-23.json").read_text())
+        training = json.loads((ROOT / f"benchmarks/results/{kind}-training_h100_2026-11-25.json").read_text())
         text = (ROOT / "data" / name / "README.md").read_text()
         assert training["weights"] == file_digest(ROOT / "data" / name / "model.safetensors")
         assert f"{training['metrics']['seconds']:.0f} s" in text.replace("\n", " ")
