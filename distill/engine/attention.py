@@ -122,7 +122,7 @@ def _decode(
         row = batch.decode.only_row(window)
         return _attend_one(q, *batch.cache.read(layer, row.blocks, row.start, row.stop), scale)
     view = batch.decode.view(window)
-    parts = batch.cache.parts(layer, view.first, view.last, view.gather)
+    parts = batch.cache.parts(layer, view.ranges, view.gather)
     heads, rows, dim = q.shape
     kv_heads = parts[0][0].shape[1]
     grouped = q.transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -15,8 +15,11 @@ from distill.engine.kv_cache import PagedKVCache, blocks_for
 from distill.engine.sequence import Sequence
 from distill.engine.tables import KernelTables, make_tables
 
-# blocks in use / blocks between the first and the last of them: above it, attention reads the whole range in place
-_DENSE = 0.6
+# decode reads ranges of blocks in place, as copying them takes several times as long: the longest few, in which no more
+# than every second block is unused
+_LARGEST_STEP = 2
+_SHORTEST_RANGE = 8
+_MOST_RANGES = 8
 Observer = Callable[[int, torch.Tensor, torch.Tensor, int | None], None]  # layer, K, V, sliding window
 
 
@@ -55,12 +58,11 @@ class Segment:
 
 @dataclass
 class DecodeView:
-    """The blocks that decode reads: the range [first, last) of the cache, then the listed ones (those that one more
-    sequence shares, or all where a range would hold too many others). `rows` [N] names the sequence that reads each,
-    `visible` [N, block_size] its tokens that count (none in a block that nobody decodes with)."""
+    """The blocks that decode reads: ranges of the cache, then the listed ones (those that one more sequence shares, and
+    the scattered ones). `rows` [N] names the sequence that reads each, `visible` [N, block_size] its tokens that count
+    (none in a block that nobody decodes with)."""
 
-    first: int
-    last: int
+    ranges: tuple[range, ...]
     gather: torch.Tensor | None
     rows: torch.Tensor
     visible: torch.Tensor
@@ -137,35 +139,38 @@ class DecodePlan:
         blocks, rows, starts = all_blocks[kept], all_rows[kept], all_starts[kept][:, None]
         positions = starts + offsets
         visible = (positions < all_lengths[kept][:, None]) & (positions >= oldest[kept][:, None])
-        first, last = int(blocks.min()), int(blocks.max()) + 1
         unique, at = np.unique(blocks, return_index=True)
-        if len(unique) < _DENSE * (last - first):
-            return self._view(0, 0, blocks, rows, visible, window)
-        range_rows = np.zeros(last - first, dtype=np.int64)
-        range_visible = np.zeros((last - first, self._block_size), dtype=np.bool_)
-        range_rows[unique - first] = rows[at]
-        range_visible[unique - first] = visible[at]
-        if len(unique) == len(blocks):
-            return self._view(first, last, None, range_rows, range_visible, window)
-        again = np.ones(len(blocks), dtype=np.bool_)
-        again[at] = False
-        all_rows, all_visible = np.append(range_rows, rows[again]), np.append(range_visible, visible[again], axis=0)
-        return self._view(first, last, blocks[again], all_rows, all_visible, window)
-
-    def _view(
-        self,
-        first: int,
-        last: int,
-        gather: np.ndarray | None,
-        rows: np.ndarray,
-        visible: np.ndarray,
-        window: int | None,
-    ) -> DecodeView:
-        listed = None if gather is None else self._put("gather", gather, window)
-        return DecodeView(first, last, listed, self._put("rows", rows, window), self._put("visible", visible, window))
+        ranges = _ranges(unique)
+        places = np.full(len(blocks), -1, dtype=np.int64)
+        total = 0
+        for part in ranges:
+            inside = at[(unique >= part.start) & (unique < part.stop)]
+            places[inside] = total + blocks[inside] - part.start
+            total += len(part)
+        listed = places < 0
+        places[listed] = total + np.arange(int(listed.sum()))
+        size = total + int(listed.sum())
+        all_rows, all_visible = np.zeros(size, dtype=np.int64), np.zeros((size, self._block_size), dtype=np.bool_)
+        all_rows[places] = rows
+        all_visible[places] = visible
+        return DecodeView(
+            ranges,
+            self._put("gather", blocks[listed], window) if listed.any() else None,
+            self._put("rows", all_rows, window),
+            self._put("visible", all_visible, window),
+        )
 
     def _put(self, name: str, array: np.ndarray, window: int | None) -> torch.Tensor:
         return self._buffers.put(name, array, part=window)
+
+
+def _ranges(blocks: np.ndarray) -> tuple[range, ...]:
+    """The ranges among sorted block ids that are worth reading whole."""
+    edges = [0, *(np.flatnonzero(np.diff(blocks) > _LARGEST_STEP) + 1).tolist(), len(blocks)]
+    shortest = min(_SHORTEST_RANGE, len(blocks))
+    runs = [(b - a, range(int(blocks[a]), int(blocks[b - 1]) + 1)) for a, b in pairwise(edges) if b - a >= shortest]
+    longest = sorted(runs, key=lambda run: -run[0])[:_MOST_RANGES]
+    return tuple(part for _, part in longest)
 
 
 @dataclass

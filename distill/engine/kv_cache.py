@@ -139,11 +139,11 @@ class PagedKVCache:
         return ((block[:, None] * kv_heads + heads) * self.block_size + offset[:, None]).reshape(-1)
 
     def parts(
-        self, layer: int, first: int, last: int, blocks: torch.Tensor | None
+        self, layer: int, ranges: Sequence[range], blocks: torch.Tensor | None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """K and V of the blocks [first, last), in place, and copies of the listed ones, as far as there are any."""
+        """K and V of the ranges of blocks, in place, and copies of the listed ones, if there are any."""
         keys, values = self._layers[layer]
-        found = [(keys.between(first, last), values.between(first, last))] if last > first else []
+        found = [(keys.between(part.start, part.stop), values.between(part.start, part.stop)) for part in ranges]
         return found if blocks is None else [*found, (keys.pick(blocks), values.pick(blocks))]
 
     def read(

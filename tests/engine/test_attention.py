@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from distill.engine.attention import blockwise_decode, grouped_attention
-from distill.engine.batch import DecodePlan, Segment
+from distill.engine.attention import _attend_one, blockwise_decode, grouped_attention
+from distill.engine.batch import DecodePlan, Segment, _ranges
 from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import LayerShape, PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.sequence import Sequence
@@ -57,9 +58,10 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
         values.append(value)
     query = torch.randn(len(lengths), heads, key_dim).double()
     view = DecodePlan(sequences, size, StepBuffers(CPU)).view(window)
-    assert (view.gather is not None) == scattered or window is not None
+    assert bool(view.ranges) != scattered or window is not None
+    assert sum(map(len, view.ranges)) + (0 if view.gather is None else len(view.gather)) == len(view.rows)
     grouped = query.view(len(lengths), kv_heads, heads // kv_heads, key_dim)
-    parts = cache.parts(0, view.first, view.last, view.gather)
+    parts = cache.parts(0, view.ranges, view.gather)
     out = blockwise_decode(grouped, parts, view, scale=0.4, softcap=softcap)
     for row, (key, value) in enumerate(zip(keys, values, strict=True)):
         expected = attention_reference(query[row, :, None], key, value, scale=0.4, window=window, softcap=softcap)
@@ -102,3 +104,29 @@ def test_bytes_are_exact() -> None:
     cache = PagedKVCache([LayerShape(2, 8, 8)] * 2, num_blocks=5, block_size=3, dtype=torch.float32, device=CPU)
     assert cache.bytes_per_token == kv_bytes_per_token(model.config, torch.float32)
     assert cache.total_bytes == 5 * 3 * cache.bytes_per_token
+
+
+def test_ranges_by_hand() -> None:
+    """Sorted ids of blocks in use: steps of 1 and 2 belong together, lonely ones are copied, the longest come first."""
+    assert _ranges(np.array([4, 5, 6])) == (range(4, 7),)
+    long, gaps = list(range(100, 120)), list(range(10, 30, 2))
+    assert _ranges(np.array([*gaps, 50, 51, *long])) == (range(100, 120), range(10, 29))
+    assert _ranges(np.arange(0, 90, 3)) == ()
+    many = np.concatenate([np.arange(start, start + 8) for start in range(0, 400, 20)])
+    assert len(_ranges(many)) == 8
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_decode_of_one_sequence(window: int | None) -> None:
+    """The shortcut for a single row: blocks in a row, and out of order."""
+    torch.manual_seed(0)
+    for blocks in ([3, 4, 5], [5, 2, 9]):
+        cache = PagedKVCache([LayerShape(2, 8, 6)], num_blocks=12, block_size=4, dtype=torch.float64, device=CPU)
+        key, value = torch.randn(2, 11, 8).double(), torch.randn(2, 11, 6).double()
+        slots = torch.tensor([blocks[i // 4] * 4 + i % 4 for i in range(11)])
+        cache.write(0, cache.head_rows(slots, 2), key.transpose(0, 1), value.transpose(0, 1))
+        row = DecodePlan([_sequence(11, blocks)], 4, StepBuffers(CPU)).only_row(window)
+        assert isinstance(row.blocks, range) == (blocks == [3, 4, 5])
+        query = torch.randn(4, 1, 8).double()
+        found = _attend_one(query, *cache.read(0, row.blocks, row.start, row.stop), 0.4)
+        assert torch.allclose(found, attention_reference(query, key, value, scale=0.4, window=window, softcap=None))
