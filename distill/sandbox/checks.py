@@ -1,36 +1,106 @@
-"""Tests taken apart, so that the verdict is formed outside the candidate's process.
+"""Tests taken apart, so that no candidate is asked whether it is right.
 
-`assert call == literal` becomes a call, which the candidate's process evaluates, and an expected value, which it never
-sees: to pass it must compute the value. Values travel as tagged trees in which types are exact (1, 1.0 and True
-differ). Other tests are weaker: the candidate's process itself says that they hold, so code written to cheat can lie.
+`assert f(1) == 2` becomes a call, which the candidate's process evaluates, and an expected value, which stays out here
+and is compared here. `assert f(1)` and `assert not f(1)` likewise. Any other test runs whole in a process of its own
+inside the sandbox (distill/sandbox/guest/tests.py), which the candidate's process cannot see.
 """
 
 import ast
+import builtins
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.sandbox.guest import encode
+from distill.sandbox.guest.values import encode
 
-TRUE = encode(True)
+Kind = Literal["equal", "true", "false", "test"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One test: what the candidate's process runs, and the canonical tree of the value that must come back."""
+    """One test. `source` is a call (its value must equal `expected`, or be true, or be false) or a whole test, which
+    takes the free `names` from elsewhere; with each come the attributes that it is asked for."""
 
-    mode: Literal["value", "block"]  # evaluate an expression, or run statements and send True if they end
+    kind: Kind
     source: str
-    expected: str
+    expected: str = ""
+    names: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def canonical(tree: object) -> str:
-    """A text that is equal for equal values: entries of dicts and sets come in a fixed order."""
+    """A text that is equal for equal values: entries of dicts and sets come in a fixed order, and dicts are dicts."""
     if not isinstance(tree, list) or not tree:
         return repr(tree)
     parts = [canonical(part) for part in tree]
+    if parts[0] in ("'Counter'", "'OrderedDict'"):
+        parts[0] = "'dict'"
     if parts[0] in ("'dict'", "'set'"):
         parts[1:] = sorted(parts[1:])
     return f"[{','.join(parts)}]"
+
+
+def truth(tree: object) -> bool:
+    """Whether the value is true; what is no plain data is."""
+    match tree:
+        case ["none"] | ["bool", False] | ["int", "0"] | ["float", "0x0.0p+0"] | ["complex", "0x0.0p+0", "0x0.0p+0"]:
+            return False
+        case ["str" | "bytes" | "bytearray", ""]:
+            return False
+        case ["range", int() as start, int() as stop, int() as step] if step:
+            return bool(range(start, stop, step))
+    return not (isinstance(tree, list) and len(tree) == 1)  # a collection of nothing
+
+
+def parse_tests(tests: Sequence[str], entry_point: str | None) -> list[Check]:
+    """The checks behind the tests, in order; a text that does not parse becomes a check that cannot pass."""
+    checks: list[Check] = []
+    bound: set[str] = set()  # by earlier tests, which share a scope
+    for test in tests:
+        try:
+            body = ast.parse(test.strip()).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            checks.append(Check("test", test))
+            continue
+        check = _call(body, entry_point, bound) or Check("test", test.strip(), names=_free_names(body))
+        if check.kind == "test":
+            bound |= _bound_names(body)
+        checks.append(check)
+    return checks
+
+
+def _call(body: list[ast.stmt], entry_point: str | None, bound: set[str]) -> Check | None:
+    """The strong form: one `==` between a call and a literal, either way round, `is` with a constant, or a bare call."""
+    if len(body) != 1 or not isinstance(body[0], ast.Assert):
+        return None
+
+    def is_call(node: ast.expr) -> bool:
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        return isinstance(node, ast.Call) and _is_candidates(node, entry_point) and not names & bound
+
+    match body[0].test:
+        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+            for call, value in ((left, right), (right, left)):
+                expected = _literal(value)
+                if expected is not None and is_call(call):
+                    return Check("equal", ast.unparse(call), expected)
+        case ast.Compare(left=call, ops=[ast.Is()], comparators=[ast.Constant(value=None | True | False as value)]):
+            if is_call(call):
+                return Check("equal", ast.unparse(call), canonical(encode(value)))
+        case ast.UnaryOp(op=ast.Not(), operand=call) if is_call(call):
+            return Check("false", ast.unparse(call))
+        case call if is_call(call):
+            return Check("true", ast.unparse(call))
+    return None
+
+
+def _is_candidates(node: ast.expr, entry_point: str | None) -> bool:
+    """Whether what is called is the candidate's own, so that its value says nothing about another value."""
+    while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if not isinstance(node, ast.Name):
+        return False
+    return node.id == entry_point or not (node.id in vars(builtins) or node.id in sys.stdlib_module_names)
 
 
 def _literal(node: ast.expr) -> str | None:
@@ -41,28 +111,31 @@ def _literal(node: ast.expr) -> str | None:
         return None
 
 
-def _compared(node: ast.expr) -> Check | None:
-    """The strong form: one `==` (or `is` with a constant) between a call and a literal, either way round."""
-    if not isinstance(node, ast.Compare) or len(node.ops) != 1:
-        return None
-    left, right = node.left, node.comparators[0]
-    if isinstance(node.ops[0], ast.Eq):
-        for call, value in ((left, right), (right, left)):
-            expected = _literal(value)
-            if expected is not None and _literal(call) is None:
-                return Check("value", ast.unparse(call), expected)
-    if isinstance(node.ops[0], ast.Is) and isinstance(right, ast.Constant) and right.value in (True, False, None):
-        return Check("value", ast.unparse(left), canonical(encode(right.value)))
-    return None
+def _walk(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    for statement in body:
+        yield from ast.walk(statement)
 
 
-def parse_test(test: str) -> Check:
-    """The check behind one test; a text that does not parse becomes a check that cannot pass."""
-    try:
-        body = ast.parse(test.strip()).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Check("block", test, canonical(TRUE))
-    if len(body) == 1 and isinstance(body[0], ast.Assert):
-        condition = body[0].test
-        return _compared(condition) or Check("value", f"not not ({ast.unparse(condition)})", canonical(TRUE))
-    return Check("block", test, canonical(TRUE))
+def _bound_names(body: list[ast.stmt]) -> set[str]:
+    bound: set[str] = set()
+    for node in _walk(body):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.ExceptHandler(name=str() as name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.alias(name=name, asname=alias):
+                bound.add(alias or name.partition(".")[0])
+    return bound
+
+
+def _free_names(body: list[ast.stmt]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    bound = _bound_names(body)
+    free: dict[str, set[str]] = {}
+    for node in _walk(body):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name not in bound:
+                free.setdefault(name, set()).add(attribute)
+            case ast.Name(id=name, ctx=ast.Load()) if name not in bound:
+                free.setdefault(name, set())
+    return tuple((name, tuple(sorted(attributes))) for name, attributes in sorted(free.items()))

@@ -13,13 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from distill.sandbox.checks import Check, canonical
+from distill.sandbox.checks import Check
 from distill.sandbox.types import Isolation, Limits, SandboxError, SandboxVerdict
+from distill.sandbox.verdict import judge
 
-GUEST = Path(__file__).with_name("guest.py")
+GUEST = Path(__file__).with_name("guest")
+_INSIDE = "/code/distill/sandbox/guest"
+_MAIN = """\
+import sys
+sys.path.insert(0, sys.argv[2])
+from distill.sandbox.guest.main import main
+sys.path.pop(0)
+main()"""
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 5.0  # beyond a job's wall time, before the guest itself counts as hung
-_TMP_BYTES = 16 * 2**20
+_TMP_BYTES = 16 * 2**20  # where candidates have no /tmp of their own
 _REPLY_BYTES = 8 * 2**20
 
 INSTALL = "install it (`apt-get install bubblewrap`), or ask for `isolation: none` by name"
@@ -43,20 +51,22 @@ def _system_folders() -> list[str]:
 
 def command(isolation: Isolation) -> list[str]:
     """The command line that starts a guest."""
-    python = [os.path.realpath(sys.executable), "-I", "-S", "-E"]
+    python = [os.path.realpath(sys.executable), "-I", "-S", "-E", "-c", _MAIN]
     if isolation == "none":
-        return [*python, str(GUEST), "open"]
+        return [*python, "open", str(GUEST.parents[2])]
     bubblewrap = shutil.which("bwrap")
     if bubblewrap is None:
         raise SandboxError("bubblewrap (bwrap) is not installed, and untrusted code needs it", remedy=INSTALL)
+    # The one capability, inside the user namespace only, is for the guest's loop: it gives each candidate a /tmp.
     return [
         *(bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"),
         *("--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", "/tmp"),
         *_system_folders(),
-        *("--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"),
-        *("--ro-bind", str(GUEST), "/guest.py", "--remount-ro", "/", "--chdir", "/tmp", "--cap-drop", "ALL"),
+        *("--dev", "/dev", "--remount-ro", "/dev", "--dir", "/proc", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"),
+        *("--ro-bind", str(GUEST), _INSIDE, "--remount-ro", "/", "--chdir", "/tmp"),
+        *("--hostname", "sandbox", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),
         *python,
-        *("/guest.py", "contained"),
+        *("contained", "/code"),
     ]
 
 
@@ -68,6 +78,7 @@ class Guest:
         self._process: subprocess.Popen[bytes] | None = None
         self._namespaces = False
         self._buffer = b""
+        self._tests = -1
 
     def __enter__(self) -> "Guest":
         return self
@@ -83,8 +94,10 @@ class Guest:
             return
         arguments = command(self._isolation)
         self._buffer = b""
+        self._tests = os.memfd_create("tests")
         self._process = subprocess.Popen(
-            arguments,
+            [*arguments, str(self._tests)],
+            pass_fds=(self._tests,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -111,19 +124,24 @@ class Guest:
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
+        os.close(self._tests)
         self._process = None
 
     def run(self, code: str, checks: list[Check], entry_point: str | None, limits: Limits) -> SandboxVerdict:
         """The verdict on one candidate."""
         self.start()
         assert self._process is not None and self._process.stdin is not None
-        nonce = os.urandom(16).hex()
+        tests = [
+            {"index": index, "source": check.source, "names": check.names}
+            for index, check in enumerate(checks)
+            if check.kind == "test"
+        ]
         job = {
             "code": code,
-            "checks": [(check.mode, check.source) for check in checks],
+            "calls": [(index, check.source) for index, check in enumerate(checks) if check.kind != "test"],
+            "tests_bytes": self._lay_out(tests),
             "entry_point": entry_point,
             "limits": asdict(limits),
-            "nonce": nonce,
         }
         try:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -134,9 +152,15 @@ class Guest:
         if report is None or report["stopped"] == "broken":
             self.close()
             return SandboxVerdict(False, 0, len(checks), "error: the sandbox was brought down", limits.wall_seconds)
-        if not report["clean"] or (self._isolation == "bubblewrap" and not self._namespaces):
+        if self._isolation == "bubblewrap" and not self._namespaces:
             self.close()
-        return judge(report, checks, nonce)
+        return judge(report, checks)
+
+    def _lay_out(self, tests: list[dict[str, object]]) -> int:
+        """Put tests where only their own process will read them; the number of bytes, 0 without tests."""
+        text = json.dumps(tests).encode() if tests else b""
+        os.ftruncate(self._tests, 0)
+        return os.pwrite(self._tests, text, 0)
 
     def _receive(self, seconds: float) -> dict[str, object] | None:
         """The next line from the guest as an object; None when it ends, talks nonsense or stays silent."""
@@ -163,60 +187,3 @@ class Guest:
         self._process.kill()
         lines = self._process.stderr.read(4096).decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
-
-
-def _outcomes(raw: str, nonce: str, count: int) -> dict[int, list[object]]:
-    """The first outcome of each check (-1: of the candidate as a whole); lines of another form do not count."""
-    found: dict[int, list[object]] = {}
-    for line in raw.split("\n"):
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        match message:
-            case [str() as key, int() as index, [str(), *_] as outcome] if key == nonce and index < count:
-                found.setdefault(index, outcome)
-    return found
-
-
-def _is_value(outcome: list[object], expected: str) -> bool:
-    try:
-        return len(outcome) == 2 and outcome[0] == "value" and canonical(outcome[1]) == expected
-    except RecursionError:  # nested as deep as no expected value is
-        return False
-
-
-def judge(report: dict[str, object], checks: list[Check], nonce: str) -> SandboxVerdict:
-    """The verdict from what came back: values are compared here, not in the sandbox."""
-    outcomes = _outcomes(str(report["raw"]), nonce, len(checks))
-    passed = 0
-    first_bad: list[object] | None = outcomes.get(-1)
-    for index, check in enumerate(checks):
-        outcome = outcomes.get(index)
-        if outcome is not None and _is_value(outcome, check.expected):
-            passed += 1
-        elif first_bad is None and outcome is not None:
-            first_bad = outcome
-    ok = passed == len(checks)
-    seconds = report["seconds"]
-    assert isinstance(seconds, float)
-    return SandboxVerdict(ok, passed, len(checks), "passed" if ok else _reason(report, first_bad), seconds)
-
-
-def _reason(report: dict[str, object], first_bad: list[object] | None) -> str:
-    if report["stopped"]:
-        return str(report["stopped"])
-    if report["signal"] == signal.SIGXCPU:
-        return "timeout"
-    match first_bad:
-        case ["value", *_]:
-            return "failed"
-        case ["missing"]:
-            return "no function"
-        case ["error", str() as text]:
-            return f"error: {text}"
-        case [str() as kind, *_] if kind in ("forbidden", "memory"):
-            return kind
-    if report["signal"]:
-        return "memory" if report["signal"] == signal.SIGKILL else f"error: killed by signal {report['signal']}"
-    return "error: ended before its tests did"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from distill.sandbox.checks import parse_test
+from distill.sandbox.checks import parse_tests
 from distill.sandbox.host import Guest
 from distill.sandbox.types import Isolation, Job, Limits, SandboxVerdict
 
@@ -29,7 +29,7 @@ def job_key(job: Job, limits: Limits, isolation: Isolation) -> str:
 def _run(guest: Guest, job: Job, limits: Limits) -> SandboxVerdict:
     if not job.tests:
         return SandboxVerdict(False, 0, 0, "no tests", 0.0)
-    return guest.run(job.code, [parse_test(test) for test in job.tests], job.entry_point, limits)
+    return guest.run(job.code, parse_tests(job.tests, job.entry_point), job.entry_point, limits)
 
 
 def run_code(

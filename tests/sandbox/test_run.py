@@ -88,7 +88,7 @@ HOSTILE = {
     "writes deep nonsense": "import os\nos.write(3, b'[' * 100000 + b'\\n')\ndef f(x):\n    return None",
     "closes the pipe": "import os\nos.close(3)\nwhile True:\n    pass",
     "kills its parents": (
-        "import os\nfor pid in (os.getppid(), 1, 2, 3, 4, -1):\n    try:\n        os.kill(pid, 9)\n"
+        "import os\nfor pid in (os.getppid(), 1, 2, 3, 4, -1) if os.getpid() < 8 else ():\n    try:\n        os.kill(pid, 9)\n"
         "    except OSError:\n        pass\ndef f(x):\n    return None"
     ),
 }

@@ -1,0 +1,180 @@
+"""The program inside the sandbox: it forks fresh processes for each candidate and sends back what they say.
+
+Standard library only: it runs under `python -I -S -E`. Jobs come in on stdin, one line (JSON) each and one at a time;
+replies go to stdout. Tests come in a file in memory, whose descriptor is the last argument. Behind each other stand
+
+- the loop in `main`, which runs no foreign code, and reads none either: what it read, later candidates would find in
+  the memory that they inherit;
+- for each job a supervisor, which reads the job, moves into new namespaces (where that is possible), starts the processes below, reads
+  their results up to a limit of time and bytes, and kills them with all that they started;
+- the candidate, and, for tests that are more than one comparison, the tests' process, the only one that ever reads
+  them. Both have no capability, no
+  descriptor but /dev/null and their pipes, resource limits, and a seccomp filter. The tests' process is the first of
+  the PID namespace, which the kernel protects from the signals of the others; the candidate cannot name any other.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from distill.sandbox.guest import candidate, tests
+from distill.sandbox.guest.confine import can_isolate, confine, hide, isolate, libc
+from distill.sandbox.guest.outcomes import RESULTS
+
+_BROKEN: dict[str, object] = {"candidate": "", "tests": "", "stopped": "broken", "signal": 0, "seconds": 0.0}
+_LINE = (RESULTS + 1, RESULTS + 2)  # where a child finds its end of the line between tests and candidate
+_TESTS = RESULTS + 3  # where the tests' process finds the file
+_ENDING_SECONDS = 0.1
+_ENDED = 2  # exit code of a supervisor that found no more jobs
+
+
+def _start(body: Callable[[], None], library: ctypes.CDLL, limits: dict[str, float], kept: Sequence[int]) -> int:
+    """A confined child that holds /dev/null and, from 3 on, the `kept` descriptors; its PID."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        os.umask(0o022)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, RESULTS + len(kept)) for descriptor in kept]
+        null = os.open("/dev/null", os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        for place, descriptor in enumerate(moved):
+            os.dup2(descriptor, RESULTS + place)
+        os.closerange(RESULTS + len(kept), os.sysconf("SC_OPEN_MAX"))
+        confine(library, limits)
+        body()
+    finally:
+        os._exit(0)
+
+
+def _start_all(library: ctypes.CDLL, job: dict[str, object]) -> dict[int, int]:
+    """Start what the job needs, the candidate last: PID -> the descriptor on which it is heard."""
+    limits: dict[str, float] = job["limits"]  # type: ignore[assignment]
+    heard: dict[int, int] = {}
+    opened: list[int] = []
+
+    def pipe() -> tuple[int, int]:
+        ends = os.pipe()
+        opened.extend(ends)
+        return ends
+
+    line: tuple[int, int] | None = None
+    if job["tests_bytes"]:
+        from_candidate, to_tests = pipe()
+        from_tests, to_candidate = pipe()
+        receiving, sending = pipe()
+        kept = (sending, from_candidate, to_candidate, int(sys.argv[3]))
+        heard[_start(lambda: _run_tests(job), library, limits, kept)] = receiving
+        line = (from_tests, to_tests)
+    receiving, sending = pipe()
+    inner = None if line is None else _LINE
+    kept = (sending, *(line or ()))
+    heard[_start(lambda: candidate.run(job, inner), library, limits, kept)] = receiving
+    for descriptor in set(opened) - set(heard.values()):
+        os.close(descriptor)
+    return heard
+
+
+def _run_tests(job: dict[str, object]) -> None:
+    found = json.loads(os.pread(_TESTS, int(str(job["tests_bytes"])), 0))
+    tests.run(found, job, _LINE)
+    for descriptor in (RESULTS, *_LINE):  # the first process of a namespace takes the others with it: not before time
+        os.close(descriptor)
+    signal.pause()
+
+
+def _collect(pipes: list[int], limits: dict[str, float]) -> tuple[list[bytearray], str]:
+    """(what came on each pipe, "" or why we stopped listening)."""
+    received = {pipe: bytearray() for pipe in pipes}
+    listening = set(pipes)
+    deadline = time.monotonic() + limits["wall_seconds"]
+    stopped = ""
+    while listening and not stopped:
+        left = deadline - time.monotonic()
+        for pipe in select.select(list(listening), [], [], max(left, 0))[0]:
+            part = os.read(pipe, 65536)
+            received[pipe] += part
+            if not part:
+                listening.remove(pipe)
+            if len(received[pipe]) > limits["output_bytes"]:
+                received[pipe].clear()
+                stopped = "output"
+        if listening and not stopped and left <= 0:
+            stopped = "timeout"
+    return [received[pipe] for pipe in pipes], stopped
+
+
+def _supervise(library: ctypes.CDLL, job: dict[str, object], namespaces: bool) -> dict[str, object]:
+    """Run one candidate to its end and report; called in a process of its own."""
+    if namespaces and not isolate(library):
+        return _BROKEN
+    limits: dict[str, float] = job["limits"]  # type: ignore[assignment]
+    limits["namespaces"] = namespaces
+    start = time.monotonic()
+    heard = _start_all(library, job)
+    said, stopped = _collect(list(heard.values()), limits)
+    running = list(heard)[-1]
+    if not stopped:  # it has closed its pipe, most likely by ending: how?
+        select.select([os.pidfd_open(running)], [], [], _ENDING_SECONDS)
+    status = 0
+    for child in reversed(heard):  # the candidate, then the tests, whose end takes all others with it
+        for kill in (os.kill, os.killpg):
+            with contextlib.suppress(OSError):
+                kill(child, signal.SIGKILL)
+        ended = os.waitpid(child, 0)[1]
+        status = ended if child == running else status
+    return {
+        "candidate": said[-1].decode(errors="replace"),
+        "tests": said[0].decode(errors="replace") if len(said) > 1 else "",
+        "stopped": stopped,
+        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+        "seconds": time.monotonic() - start,
+    }
+
+
+def _reply(message: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _answer(library: ctypes.CDLL, namespaces: bool) -> int:
+    """Read one job, run it and reply; the exit code of the supervisor."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = os.read(0, 65536)
+        if not part:
+            return _ENDED
+        line += part
+    _reply(_supervise(library, json.loads(line), namespaces))
+    return 0
+
+
+def main() -> None:
+    """Answer jobs until stdin ends. The first line out says whether candidates get namespaces of their own."""
+    library = libc()
+    hide(library)
+    namespaces = sys.argv[1] == "contained" and can_isolate(library)
+    _reply({"namespaces": namespaces})
+    while select.select([0], [], []):
+        supervisor = os.fork()
+        if supervisor == 0:
+            code = 1
+            try:
+                code = _answer(library, namespaces)
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
+        if code == _ENDED:
+            return
+        if code != 0:
+            _reply(_BROKEN)
