@@ -70,13 +70,13 @@ def parse_tests(tests: Sequence[str], entry_point: str | None) -> list[Check]:
 
 
 def _call(body: list[ast.stmt], entry_point: str | None, bound: set[str]) -> Check | None:
-    """The strong form: one `==` between a call and a literal, either way round, `is` with a constant, or a bare call."""
+    """The strong form: one `==` of a call and a literal, either way round, `is` with a constant, or a bare call."""
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
         return None
 
     def is_call(node: ast.expr) -> bool:
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-        return isinstance(node, ast.Call) and _is_candidates(node, entry_point) and not names & bound
+        return isinstance(node, ast.Call) and _is_candidates(node.func, entry_point) and not names & bound
 
     match body[0].test:
         case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
@@ -94,13 +94,12 @@ def _call(body: list[ast.stmt], entry_point: str | None, bound: set[str]) -> Che
     return None
 
 
-def _is_candidates(node: ast.expr, entry_point: str | None) -> bool:
-    """Whether what is called is the candidate's own, so that its value says nothing about another value."""
-    while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    if not isinstance(node, ast.Name):
+def _is_candidates(function: ast.expr, entry_point: str | None) -> bool:
+    """Whether the candidate's own module must be what is called: then its value says nothing about another value."""
+    if not isinstance(function, ast.Name):
         return False
-    return node.id == entry_point or not (node.id in vars(builtins) or node.id in sys.stdlib_module_names)
+    name = function.id
+    return name == entry_point or not (name in vars(builtins) or name in sys.stdlib_module_names)
 
 
 def _literal(node: ast.expr) -> str | None:

@@ -56,8 +56,6 @@ def judge(report: dict[str, object], checks: list[Check]) -> SandboxVerdict:
 def _reason(report: dict[str, object], first_bad: list[object] | None) -> str:
     if report["stopped"]:
         return str(report["stopped"])
-    if report["signal"] == signal.SIGXCPU:
-        return "timeout"
     match first_bad:
         case ["value" | "failed" | "held", *_]:
             return "failed"

@@ -19,7 +19,10 @@ FORGED_TESTS: dict[str, tuple[str, ...]] = {
     "close": ("assert abs(f(1) - 2) < 1e-9", "import math\nassert math.isclose(f(2), 3.0)"),
     "order": ("assert 1 < f(1) < 3 and f(2) > f(1)",),
     "membership": ("assert isinstance(f(1), int) and f(1) in (2, 4)",),
-    "helpers": ("assert round(f(1)) == f(1) and sorted([f(2), f(1)]) == [2, 3]", "assert len(str(f(1))) == 1 and f(1) == 2"),
+    "helpers": (
+        "assert round(f(1)) == f(1) and sorted([f(2), f(1)]) == [2, 3]",
+        "assert len(str(f(1))) == 1 and f(1) == 2",
+    ),
     "statements": ("y = f(1)\nassert y == 2", "assert y + 1 == 3 and f(y) == 3"),
     "strings": ("assert str(f(1)).isdigit() and str(f(1)) == '2'", "assert f'{f(2):d}' == '3'"),
     "equality": ("assert f(1) == f(0) + 1 and f(2) == f(1) + 1 and f(0) != f(1)", "assert (f(1) == 2) == True"),
@@ -100,7 +103,12 @@ def world(folder: Path) -> Iterator[World]:
             one.bind(name)
             one.listen()
         os.environ["SANDBOX_CANARY"] = made.secret
-        for server, name in ((tcp, "TCP"), (udp, "UDP"), (unix[0], "the unix socket"), (unix[1], "the abstract socket")):
+        for server, name in (
+            (tcp, "TCP"),
+            (udp, "UDP"),
+            (unix[0], "the unix socket"),
+            (unix[1], "the abstract socket"),
+        ):
             threading.Thread(target=_note_visitors, args=(server, name, made.visitors), daemon=True).start()
         try:
             yield made

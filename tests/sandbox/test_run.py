@@ -61,7 +61,7 @@ def test_other_forms_of_tests_run_too() -> None:
     assert run(GOOD, tests=tests).reason == "passed"
     verdict = run("def f(x):\n    return 7", tests=tests)
     assert (verdict.passed, verdict.reason) == (0, "failed")
-    assert run(GOOD, tests=("y = f(3)\nassert y == 5",)).reason.startswith("error: AssertionError")
+    assert run(GOOD, tests=("y = f(3)\nassert y == 5",)).reason == "failed"
     assert run(GOOD, tests=()).reason == "no tests"
 
 
@@ -88,7 +88,8 @@ HOSTILE = {
     "writes deep nonsense": "import os\nos.write(3, b'[' * 100000 + b'\\n')\ndef f(x):\n    return None",
     "closes the pipe": "import os\nos.close(3)\nwhile True:\n    pass",
     "kills its parents": (
-        "import os\nfor pid in (os.getppid(), 1, 2, 3, 4, -1) if os.getpid() < 8 else ():\n    try:\n        os.kill(pid, 9)\n"
+        "import os\nfor pid in (os.getppid(), 1, 2, 3, 4, -1) if os.getpid() < 8 else ():\n    try:\n"
+        "        os.kill(pid, 9)\n"
         "    except OSError:\n        pass\ndef f(x):\n    return None"
     ),
 }
@@ -226,7 +227,7 @@ def test_an_ordinary_user_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "base_prefix", "/usr")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        monkeypatch.setattr(host, "GUEST", Path(shutil.copy(host.GUEST, folder)))
+        monkeypatch.setattr(host, "GUEST", Path(shutil.copytree(host.GUEST, Path(folder) / "guest")))
         start = subprocess.Popen
 
         def start_as_nobody(arguments: list[str], **options: object) -> subprocess.Popen[bytes]:

@@ -13,11 +13,12 @@ _MS_NOSUID, _MS_NODEV = 2, 4
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 4, 38, 22
 _TMP = b"size=16m,nr_inodes=1024,mode=0777"
 
-# Audit architecture, clone, clone3, kill and tgkill (to the process itself only), then what is forbidden: fork, vfork, execve, execveat, ptrace, unshare, setns,
-# mount, umount2, pivot_root, chroot, bpf, keyctl, add_key, request_key, perf_event_open, userfaultfd, io_uring_*,
-# process_vm_readv, process_vm_writev, socket, fsopen, open_tree, move_mount, pidfd_open, pidfd_getfd, and what keeps
-# memory that no limit counts (shmget, msgget, semget), the kernel's log (syslog), open_by_handle_at, mount_setattr, and
-# the other ways to signal (tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal).
+# Audit architecture, clone, clone3, kill and tgkill (allowed to the process itself only), then what is forbidden:
+# fork, vfork, execve, execveat, ptrace, unshare, setns, mount, umount2, pivot_root, chroot, bpf, keyctl, add_key,
+# request_key, perf_event_open, userfaultfd, io_uring_*, process_vm_readv, process_vm_writev, socket, fsopen, open_tree,
+# move_mount, pidfd_open, pidfd_getfd, and what keeps memory that no limit counts (shmget, msgget, semget), the kernel's
+# log (syslog), open_by_handle_at, mount_setattr, and the other ways to signal (tkill, rt_sigqueueinfo,
+# rt_tgsigqueueinfo, pidfd_send_signal).
 _SYSCALLS = {
     "x86_64": (
         0xC000003E, 56, 435, (62, 234),
@@ -71,7 +72,7 @@ def confine(library: ctypes.CDLL, limits: dict[str, float]) -> None:
     """Limits, no capability, no new privilege, no forbidden call; for the calling process, for good."""
     memory = int(limits["memory_bytes"])
     cpu = int(limits["cpu_seconds"])
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))  # SIGKILL; the first of a PID namespace ignores SIGXCPU
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limits["file_bytes"]),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

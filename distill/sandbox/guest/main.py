@@ -5,8 +5,8 @@ replies go to stdout. Tests come in a file in memory, whose descriptor is the la
 
 - the loop in `main`, which runs no foreign code, and reads none either: what it read, later candidates would find in
   the memory that they inherit;
-- for each job a supervisor, which reads the job, moves into new namespaces (where that is possible), starts the processes below, reads
-  their results up to a limit of time and bytes, and kills them with all that they started;
+- for each job a supervisor, which reads the job, moves into new namespaces (where that is possible), starts the
+  processes below, reads their results up to a limit of time and bytes, and kills them with all that they started;
 - the candidate, and, for tests that are more than one comparison, the tests' process, the only one that ever reads
   them. Both have no capability, no
   descriptor but /dev/null and their pipes, resource limits, and a seccomp filter. The tests' process is the first of
@@ -114,6 +114,20 @@ def _collect(pipes: list[int], limits: dict[str, float]) -> tuple[list[bytearray
     return [received[pipe] for pipe in pipes], stopped
 
 
+def _end(children: list[int], *, patient: bool) -> tuple[int, float]:
+    """Kill what still runs; (wait status, CPU seconds) of the candidate, which is the last and may end by itself."""
+    if patient:  # it has closed its pipe, most likely by ending
+        select.select([os.pidfd_open(children[-1])], [], [], _ENDING_SECONDS)
+    ended = []
+    for child in reversed(children):  # the end of the first takes all others with it
+        for kill in (os.kill, os.killpg):
+            with contextlib.suppress(OSError):
+                kill(child, signal.SIGKILL)
+        _, status, usage = os.wait4(child, 0)
+        ended.append((status, usage.ru_utime + usage.ru_stime))
+    return ended[0]
+
+
 def _supervise(library: ctypes.CDLL, job: dict[str, object], namespaces: bool) -> dict[str, object]:
     """Run one candidate to its end and report; called in a process of its own."""
     if namespaces and not isolate(library):
@@ -123,21 +137,15 @@ def _supervise(library: ctypes.CDLL, job: dict[str, object], namespaces: bool) -
     start = time.monotonic()
     heard = _start_all(library, job)
     said, stopped = _collect(list(heard.values()), limits)
-    running = list(heard)[-1]
-    if not stopped:  # it has closed its pipe, most likely by ending: how?
-        select.select([os.pidfd_open(running)], [], [], _ENDING_SECONDS)
-    status = 0
-    for child in reversed(heard):  # the candidate, then the tests, whose end takes all others with it
-        for kill in (os.kill, os.killpg):
-            with contextlib.suppress(OSError):
-                kill(child, signal.SIGKILL)
-        ended = os.waitpid(child, 0)[1]
-        status = ended if child == running else status
+    status, spent = _end(list(heard), patient=not stopped)
+    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if killed and not stopped and spent > 0.95 * limits["cpu_seconds"]:
+        stopped = "timeout"
     return {
         "candidate": said[-1].decode(errors="replace"),
         "tests": said[0].decode(errors="replace") if len(said) > 1 else "",
         "stopped": stopped,
-        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+        "signal": killed,
         "seconds": time.monotonic() - start,
     }
 

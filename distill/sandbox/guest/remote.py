@@ -1,8 +1,8 @@
 """Two processes that call each other's functions: the tests on one side, the candidate on the other.
 
 A line (JSON) is a request, `["do", operation, operands, names]`, or an answer: `["value", tree, changed]`,
-`["same", place, changed]` or `["raise", name, base, text]`. Plain data travels as it is; what is none stays where it is,
-and the other side holds a `Remote`, whose operations are requests. `changed` is what arguments became during the call.
+`["same", place, changed]` or `["raise", name, base, text]`. Plain data travels as it is; what is none stays where it
+is, and the other side holds a `Remote`, whose operations are requests. `changed` is what arguments became meanwhile.
 """
 
 import builtins
@@ -74,6 +74,8 @@ class Peer:
         return Exception
 
     def _perform(self, wanted: str, values: list[object], pairs: list[object]) -> list[object]:
+        if wanted not in self._operations:
+            return ["raise", "AttributeError", "AttributeError", f"{wanted} is not for the other side"]
         if self._guarded and not (values and isinstance(values[0], list) and values[0][:1] == ["yours"]):
             self._break()
         operands = [self._decode(value) for value in values]
@@ -101,7 +103,12 @@ class Peer:
                     old, new = operands[place], self._decode(tree)
                 case _:
                     self._break()
-            if isinstance(old, list) and isinstance(new, list) or isinstance(old, bytearray) and isinstance(new, bytearray):
+            if (
+                isinstance(old, list)
+                and isinstance(new, list)
+                or isinstance(old, bytearray)
+                and isinstance(new, bytearray)
+            ):
                 old[:] = new  # type: ignore[index]
             elif isinstance(old, dict) and isinstance(new, dict) or isinstance(old, set) and isinstance(new, set):
                 old.clear()
@@ -185,7 +192,8 @@ _QUESTIONS = {
 
 class Remote:
     """An object of the other process. It is neither compared nor combined with plain data of this one, only with other
-    objects of that process: an `__eq__` that is always true, or an `__sub__` that is always 0, has nothing to lie of."""
+    objects of that process: an `__eq__` that is always true, or an `__sub__` that is always 0, has nothing to lie of.
+    """
 
     def __init__(self, peer: Peer, number: int) -> None:
         object.__setattr__(self, "_peer", peer)

@@ -11,13 +11,13 @@ from typing import Any
 
 from distill.sandbox.guest.candidate import call
 from distill.sandbox.guest.outcomes import explain, send
-from distill.sandbox.guest.remote import Broken, Peer, Remote
+from distill.sandbox.guest.remote import Broken, Operation, Peer, Remote
 
 
 def run(tests: list[dict[str, Any]], job: dict[str, object], line: tuple[int, int]) -> None:
     """Run the tests in order in one scope. None holds once the candidate's process is gone."""
     limits: dict[str, float] = job["limits"]  # type: ignore[assignment]
-    operations = {"call": call, "iter": iter, "next": next}
+    operations: dict[str, Operation] = {"call": call, "iter": iter, "next": next}
     peer = Peer(*line, operations, output_bytes=int(limits["output_bytes"]), guarded=True)
     scope: dict[str, object] = {"__name__": "tests"}
     borrowed: set[str] = set()
@@ -31,7 +31,7 @@ def run(tests: list[dict[str, Any]], job: dict[str, object], line: tuple[int, in
         except Broken:
             return
         except BaseException as error:
-            outcome = ["failed"] if isinstance(error, AssertionError) else explain(error)
+            outcome: list[object] = ["failed"] if isinstance(error, AssertionError) else explain(error)
         else:
             outcome = ["held"]
         if peer.broken:

@@ -14,7 +14,9 @@ _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, collections.Counter, collections.OrderedDict)
 _SAFE_FUNCTIONS = ("abs", "all", "any", "chr", "divmod", "len", "max", "min", "ord", "pow", "round", "sorted", "sum")
 # Builtins that travel by name, as in f(str): types, and functions that only compute.
-_BUILTINS = {name: thing for name, thing in vars(builtins).items() if isinstance(thing, type) or name in _SAFE_FUNCTIONS}
+_BUILTINS = {
+    name: thing for name, thing in vars(builtins).items() if isinstance(thing, type) or name in _SAFE_FUNCTIONS
+}
 _BUILTIN_NAMES = {id(thing): name for name, thing in _BUILTINS.items()}
 
 
@@ -98,7 +100,8 @@ def _standard_value(tree: Tree) -> object:
         case ["date" | "datetime" | "time" as name, str() as text]:
             import datetime
 
-            return {"date": datetime.date, "datetime": datetime.datetime, "time": datetime.time}[name].fromisoformat(text)
+            kinds = {"date": datetime.date, "datetime": datetime.datetime, "time": datetime.time}
+            return kinds[name].fromisoformat(text)  # type: ignore[attr-defined]
         case ["timedelta", int() as days, int() as seconds, int() as microseconds]:
             import datetime
 
@@ -141,7 +144,7 @@ def _collection(tag: str, items: list[object], other: Callable[[Tree], object]) 
             return kind(decode(item, other) for item in items)
     for mapping in _MAPPINGS:
         if tag == mapping.__name__:
-            made = mapping()
+            made: dict[object, object] = mapping()  # type: ignore[assignment]
             for pair in items:
                 if not isinstance(pair, list) or len(pair) != 2:
                     raise ValueError("no mapping")

@@ -1,0 +1,129 @@
+"""Hostile programs in bubblewrap: none gets at the host or at its neighbours, and none passes tests it does not pass.
+
+They run only where they are contained: some kill every process that they can name.
+"""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from distill.sandbox.checks import parse_tests
+from distill.sandbox.host import Guest, command
+from distill.sandbox.types import Limits, SandboxVerdict
+from tests.sandbox.corpus import FORGED_TESTS, Payload, World, payloads, processes_of_the_sandbox, world
+
+QUICK = Limits(cpu_seconds=1, wall_seconds=0.5)
+ALL = payloads()
+HOSTILE = [payload for payload in ALL if payload.kind != "forge"]
+FORGERS = [payload for payload in ALL if payload.kind == "forge"]
+
+# What the next candidate finds: the same as in a sandbox that has run nothing.
+PROBE = """
+import os, signal, sys, resource, threading
+def f(x):
+    return [
+        [os.listdir(folder) for folder in ("/tmp", "/dev/shm", "/proc")], os.getcwd(), os.umask(0o22),
+        sorted(os.environ), [path for path in sys.path if not path.startswith(sys.base_prefix)], os.uname().nodename,
+        threading.active_count(), resource.getrlimit(resource.RLIMIT_CPU), signal.getitimer(signal.ITIMER_REAL)[0],
+        sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), os.getpid(), [i for i in range(64) if _is_open(i)],
+    ]
+def _is_open(number):
+    try:
+        os.fstat(number)
+        return True
+    except OSError:
+        return False
+"""
+
+
+PROBED = [
+    [[], [], []], "/tmp", 0o22, ["HOME", "LANG", "PATH", "PWD"], [], "sandbox", 1, (1, 1), 0.0, [], 1, [0, 1, 2, 3],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("canary")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with Guest("bubblewrap") as started:
+        started.start()
+        yield started
+
+
+def judge(guest: Guest, code: str, tests: tuple[str, ...]) -> SandboxVerdict:
+    return guest.run(code, parse_tests(tests, "f"), "f", QUICK)
+
+
+def test_there_are_enough() -> None:
+    assert len(HOSTILE) >= 40 and len(FORGERS) >= 8
+    assert len({(payload.kind, payload.name) for payload in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize("payload", HOSTILE, ids=lambda payload: f"{payload.kind}: {payload.name}")
+def test_no_escape(payload: Payload, target: World, guest: Guest) -> None:
+    verdict = judge(guest, target.aim(payload.code), target.evidence())
+    assert verdict.passed == 0, verdict
+    assert verdict.seconds < QUICK.wall_seconds + 1
+    assert target.harm() == []
+    assert judge(guest, "def f(x):\n    return x + 1", ("assert f(1) == 2", "assert f(1) > 1")).reason == "passed"
+    assert "brought down" not in verdict.reason
+
+
+@pytest.mark.parametrize("payload", FORGERS, ids=lambda payload: payload.name)
+def test_no_forged_pass(payload: Payload, target: World, guest: Guest) -> None:
+    for form, tests in FORGED_TESTS.items():
+        verdict = judge(guest, target.aim(payload.code), tests)
+        assert verdict.passed == 0, (form, verdict)
+    assert target.harm() == []
+
+
+@pytest.mark.parametrize("form", FORGED_TESTS)
+def test_honest_code_passes_them_all(form: str, guest: Guest) -> None:
+    assert judge(guest, "import math\ndef f(x):\n    return x + 1", FORGED_TESTS[form]).reason == "passed"
+
+
+def test_the_next_candidate_finds_nothing(target: World, guest: Guest) -> None:
+    probe = (f"assert f(1) == {PROBED!r}",)
+    assert judge(guest, PROBE, probe).reason == "passed"
+    for payload in ALL:
+        if payload.kind == "zygote":
+            judge(guest, target.aim(payload.code), target.evidence())
+            assert judge(guest, PROBE, probe).reason == "passed", payload.name
+
+
+def test_the_search_of_the_memory_would_find_something(guest: Guest) -> None:
+    """The payload that looks for earlier candidates finds what really is in its own memory, and no earlier one."""
+    [search] = [payload for payload in ALL if payload.name.startswith("searches its memory")]
+    mark = "# earlier-candidate " * 4000
+    judge(guest, f"{mark}\ndef f(x):\n    return 1", ("assert f(1) == 1",))
+    found = ("assert f(1) == 'escaped'",)
+    assert not judge(guest, search.code, found).ok
+    assert judge(guest, f"{search.code}\nheld = {mark!r}", found).ok
+
+
+def test_nothing_survives() -> None:
+    before = processes_of_the_sandbox()
+    with Guest("bubblewrap") as guest:
+        for payload in ALL:
+            if payload.name in ("becomes a daemon", "forks without end", "ignores all signals and never ends"):
+                judge(guest, payload.code, ("assert f(1) == 2",))
+        assert processes_of_the_sandbox() > before
+    assert processes_of_the_sandbox() == before
+
+
+def test_a_naive_harness_is_forged(target: World) -> None:
+    """The payloads are no duds: code and test in one process, where exit code 0 is a pass, is fooled by many."""
+    arguments = command("bubblewrap")
+    naive = arguments[: arguments.index("-c") + 1]
+    fooled = []
+    for payload in FORGERS:
+        program = f"{target.aim(payload.code)}\nassert f(1) == 2\nassert f(2) == 3\n"
+        run = subprocess.run([*naive, program], capture_output=True, timeout=20, start_new_session=True)
+        if run.returncode == 0:
+            fooled.append(payload.name)
+    assert len(fooled) >= 8, fooled
