@@ -183,6 +183,13 @@ def test_honest_functions(case: str, guest: Guest) -> None:
     assert judge(guest, code, test.rstrip() + "\nassert False").reason == "failed"
 
 
+@pytest.mark.parametrize("test", ["def test_it():\n    assert f(1) == {}", "def check(g):\n    assert g(1) == {}"])
+def test_a_test_that_is_only_defined_is_called(test: str, guest: Guest) -> None:
+    code = "def f(x):\n    return x + 1"
+    assert judge(guest, code, test.format(2)).reason == "passed"
+    assert judge(guest, code, test.format(3)).reason == "failed"
+
+
 def test_honest_objects(guest: Guest) -> None:
     tests = (
         "s = Stack()\ns.push(3)\nassert len(s) == 1 and s.pop() == 3 and not s",

@@ -7,6 +7,7 @@ by this process's own builtins and modules, which the candidate can neither see 
 import builtins
 import importlib
 import sys
+import types
 from typing import Any
 
 from distill.sandbox.guest.candidate import call
@@ -23,11 +24,14 @@ def run(tests: list[dict[str, Any]], job: dict[str, object], line: tuple[int, in
     borrowed: set[str] = set()
     for test in tests:
         try:
-            for name, attributes in test["names"]:
-                if name not in scope or name in borrowed:
+            for name, attributes in [(job["entry_point"], []), *test["names"]]:
+                if name and (name not in scope or name in borrowed):
                     _borrow(name, attributes, job["entry_point"], peer, scope)
                     borrowed.add(name)
+            before = dict(scope)
             exec(compile(test["source"], "<test>", "exec"), scope)
+            defined = {name: thing for name, thing in scope.items() if before.get(name) is not thing}
+            _call_functions(defined, scope.get(str(job["entry_point"])))
         except Broken:
             return
         except BaseException as error:
@@ -37,6 +41,16 @@ def run(tests: list[dict[str, Any]], job: dict[str, object], line: tuple[int, in
         if peer.broken:
             return
         send(test["index"], outcome)
+
+
+def _call_functions(defined: dict[str, object], candidate: object) -> None:
+    """Call what a test only defines: `test...()` as pytest does, and `check(candidate)` as HumanEval does."""
+    for name, thing in defined.items():
+        if isinstance(thing, types.FunctionType):
+            if name.startswith("test") and thing.__code__.co_argcount == 0:
+                thing()
+            elif name == "check" and thing.__code__.co_argcount == 1:
+                thing(candidate)
 
 
 def _borrow(name: str, attributes: list[str], entry_point: object, peer: Peer, scope: dict[str, object]) -> None:
