@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 from distill.sandbox.checks import Check
+from distill.sandbox.guest import main as program
 from distill.sandbox.types import Isolation, Limits, SandboxError, SandboxVerdict
 from distill.sandbox.verdict import judge
 
-GUEST = Path(__file__).with_name("guest")
+GUEST = Path(program.__file__).parent  # imported, it is compiled: inside, where all is read-only, that would be lost
 _INSIDE = "/code/distill/sandbox/guest"
 _MAIN = """\
 import sys
@@ -31,6 +32,10 @@ _TMP_BYTES = 16 * 2**20  # where candidates have no /tmp of their own
 _REPLY_BYTES = 8 * 2**20
 
 INSTALL = "install it (`apt-get install bubblewrap`), or ask for `isolation: none` by name"
+ALLOW = (
+    "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or on Ubuntu"
+    " kernel.apparmor_restrict_unprivileged_userns=0), or ask for `isolation: none` by name"
+)
 
 
 def _system_folders() -> list[str]:
@@ -59,7 +64,7 @@ def command(isolation: Isolation) -> list[str]:
         raise SandboxError("bubblewrap (bwrap) is not installed, and untrusted code needs it", remedy=INSTALL)
     # The one capability, inside the user namespace only, is for the guest's loop: it gives each candidate a /tmp.
     return [
-        *(bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"),
+        *(bubblewrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"),
         *("--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", "/tmp"),
         *_system_folders(),
         *("--dev", "/dev", "--remount-ro", "/dev", "--dir", "/proc", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"),
@@ -76,7 +81,6 @@ class Guest:
     def __init__(self, isolation: Isolation) -> None:
         self._isolation = isolation
         self._process: subprocess.Popen[bytes] | None = None
-        self._namespaces = False
         self._buffer = b""
         self._tests = -1
 
@@ -105,14 +109,11 @@ class Guest:
             cwd="/",
             start_new_session=True,
         )
-        hello = self._receive(_START_SECONDS)
-        if hello is None:
+        if self._receive(_START_SECONDS) is None:
             complaint = self._complaint()
             self.close()
             name = "bubblewrap" if self._isolation == "bubblewrap" else "the sandbox's interpreter"
-            remedy = "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1), or ask for `isolation: none`"
-            raise SandboxError(f"{name} does not start here: {complaint}", remedy=remedy)
-        self._namespaces = bool(hello["namespaces"])
+            raise SandboxError(f"{name} does not start here: {complaint}", remedy=ALLOW)
 
     def close(self) -> None:
         """Kill the guest and all that runs in it."""
@@ -152,8 +153,8 @@ class Guest:
         if report is None or report["stopped"] == "broken":
             self.close()
             return SandboxVerdict(False, 0, len(checks), "error: the sandbox was brought down", limits.wall_seconds)
-        if self._isolation == "bubblewrap" and not self._namespaces:
-            self.close()
+        if self._isolation == "bubblewrap" and not report["namespaces"]:
+            self.close()  # what it left behind, no later candidate shall find
         return judge(report, checks)
 
     def _lay_out(self, tests: list[dict[str, object]]) -> int:

@@ -132,12 +132,22 @@ def _note_visitors(server: socket.socket, name: str, visitors: list[str]) -> Non
             visitors.append(name)
 
 
-def processes_of_the_sandbox() -> set[int]:
-    """PIDs on the host whose command line is a guest's; candidates are forks of it."""
-    found = set()
+def all_processes() -> dict[int, int]:
+    """Each process of this machine and its parent."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if b"distill.sandbox.guest" in (entry / "cmdline").read_bytes():
-                    found.add(int(entry.name))
+                after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2]
+                found[int(entry.name)] = int(after_name.split()[1])
     return found
+
+
+def processes_below(ancestor: int) -> set[int]:
+    """The children of a process, their children, and so on."""
+    parents, found, added = all_processes(), {ancestor}, True
+    while added:
+        new = {child for child, parent in parents.items() if parent in found} - found
+        found |= new
+        added = bool(new)
+    return found - {ancestor}

@@ -3,7 +3,9 @@
 They run only where they are contained: some kill every process that they can name.
 """
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,12 +13,15 @@ import pytest
 from distill.sandbox.checks import parse_tests
 from distill.sandbox.host import Guest, command
 from distill.sandbox.types import Limits, SandboxVerdict
-from tests.sandbox.corpus import FORGED_TESTS, Payload, World, payloads, processes_of_the_sandbox, world
+from tests.sandbox.corpus import FORGED_TESTS, Payload, World, all_processes, payloads, processes_below, world
 
-QUICK = Limits(cpu_seconds=1, wall_seconds=0.5)
+QUICK = Limits(cpu_seconds=1, wall_seconds=0.3)
+PATIENT = Limits(cpu_seconds=1, wall_seconds=10.0)  # for code that ends by itself: the machine may be busy
 ALL = payloads()
 HOSTILE = [payload for payload in ALL if payload.kind != "forge"]
 FORGERS = [payload for payload in ALL if payload.kind == "forge"]
+
+HONEST = "import math\ndef f(x):\n    return x + 1"
 
 # What the next candidate finds: the same as in a sandbox that has run nothing.
 PROBE = """
@@ -36,7 +41,6 @@ def _is_open(number):
         return False
 """
 
-
 PROBED = [
     [[], [], []], "/tmp", 0o22, ["HOME", "LANG", "PATH", "PWD"], [], "sandbox", 1, (1, 1), 0.0, [], 1, [0, 1, 2, 3],
 ]  # fmt: skip
@@ -55,8 +59,8 @@ def guest() -> Iterator[Guest]:
         yield started
 
 
-def judge(guest: Guest, code: str, tests: tuple[str, ...]) -> SandboxVerdict:
-    return guest.run(code, parse_tests(tests, "f"), "f", QUICK)
+def judge(guest: Guest, code: str, tests: tuple[str, ...], limits: Limits = QUICK) -> SandboxVerdict:
+    return guest.run(code, parse_tests(tests, "f"), "f", limits)
 
 
 def test_there_are_enough() -> None:
@@ -70,7 +74,7 @@ def test_no_escape(payload: Payload, target: World, guest: Guest) -> None:
     assert verdict.passed == 0, verdict
     assert verdict.seconds < QUICK.wall_seconds + 1
     assert target.harm() == []
-    assert judge(guest, "def f(x):\n    return x + 1", ("assert f(1) == 2", "assert f(1) > 1")).reason == "passed"
+    assert judge(guest, HONEST, ("assert f(1) == 2", "assert f(1) > 1"), PATIENT).reason == "passed"
     assert "brought down" not in verdict.reason
 
 
@@ -84,36 +88,40 @@ def test_no_forged_pass(payload: Payload, target: World, guest: Guest) -> None:
 
 @pytest.mark.parametrize("form", FORGED_TESTS)
 def test_honest_code_passes_them_all(form: str, guest: Guest) -> None:
-    assert judge(guest, "import math\ndef f(x):\n    return x + 1", FORGED_TESTS[form]).reason == "passed"
+    assert judge(guest, HONEST, FORGED_TESTS[form], PATIENT).reason == "passed"
 
 
 def test_the_next_candidate_finds_nothing(target: World, guest: Guest) -> None:
     probe = (f"assert f(1) == {PROBED!r}",)
-    assert judge(guest, PROBE, probe).reason == "passed"
+    assert judge(guest, PROBE, probe, PATIENT).reason == "passed"
     for payload in ALL:
         if payload.kind == "zygote":
             judge(guest, target.aim(payload.code), target.evidence())
-            assert judge(guest, PROBE, probe).reason == "passed", payload.name
+            assert judge(guest, PROBE, probe, PATIENT).reason == "passed", payload.name
 
 
 def test_the_search_of_the_memory_would_find_something(guest: Guest) -> None:
     """The payload that looks for earlier candidates finds what really is in its own memory, and no earlier one."""
     [search] = [payload for payload in ALL if payload.name.startswith("searches its memory")]
     mark = "# earlier-candidate " * 4000
-    judge(guest, f"{mark}\ndef f(x):\n    return 1", ("assert f(1) == 1",))
+    judge(guest, f"{mark}\ndef f(x):\n    return 1", ("assert f(1) == 1",), PATIENT)
     found = ("assert f(1) == 'escaped'",)
-    assert not judge(guest, search.code, found).ok
-    assert judge(guest, f"{search.code}\nheld = {mark!r}", found).ok
+    assert not judge(guest, search.code, found, PATIENT).ok
+    assert judge(guest, f"{search.code}\nheld = {mark!r}", found, PATIENT).ok
 
 
 def test_nothing_survives() -> None:
-    before = processes_of_the_sandbox()
+    before = processes_below(os.getpid())
     with Guest("bubblewrap") as guest:
         for payload in ALL:
             if payload.name in ("becomes a daemon", "forks without end", "ignores all signals and never ends"):
                 judge(guest, payload.code, ("assert f(1) == 2",))
-        assert processes_of_the_sandbox() > before
-    assert processes_of_the_sandbox() == before
+        running = processes_below(os.getpid()) - before
+        assert running
+    deadline = time.monotonic() + 10  # the kernel ends a namespace in its own time
+    while running & set(all_processes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_naive_harness_is_forged(target: World) -> None:

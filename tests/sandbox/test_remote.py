@@ -16,7 +16,7 @@ def guest() -> Iterator[Guest]:
 
 
 def judge(guest: Guest, code: str, *tests: str, entry_point: str | None = "f") -> SandboxVerdict:
-    return guest.run(code, parse_tests(tests, entry_point), entry_point, Limits(cpu_seconds=1, wall_seconds=2.0))
+    return guest.run(code, parse_tests(tests, entry_point), entry_point, Limits(cpu_seconds=1, wall_seconds=10.0))
 
 
 STACK = """

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 import resource
 import signal
 import struct
@@ -54,20 +53,6 @@ def isolate(library: ctypes.CDLL) -> bool:
     return library.unshare(_CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWIPC | _CLONE_NEWUTS) == 0
 
 
-def can_isolate(library: ctypes.CDLL) -> bool:
-    """Whether a process of ours may do that, and start another one then."""
-    probe = os.fork()
-    if probe == 0:
-        ok = isolate(library)
-        if ok:
-            inner = os.fork()
-            if inner == 0:
-                os._exit(0)
-            ok = os.waitpid(inner, 0)[1] == 0
-        os._exit(0 if ok else 1)
-    return os.waitpid(probe, 0)[1] == 0
-
-
 def confine(library: ctypes.CDLL, limits: dict[str, float]) -> None:
     """Limits, no capability, no new privilege, no forbidden call; for the calling process, for good."""
     memory = int(limits["memory_bytes"])
@@ -90,7 +75,7 @@ def confine(library: ctypes.CDLL, limits: dict[str, float]) -> None:
 def _filter_syscalls(library: ctypes.CDLL) -> None:
     """Forbid new processes (threads may start), signals to others, and what could reach out; a no-op on architectures
     not listed."""
-    known = _SYSCALLS.get(platform.machine())
+    known = _SYSCALLS.get(os.uname().machine)
     if known is None:
         return
     arch, clone, clone3, signals, forbidden = known

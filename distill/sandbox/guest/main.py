@@ -8,9 +8,9 @@ replies go to stdout. Tests come in a file in memory, whose descriptor is the la
 - for each job a supervisor, which reads the job, moves into new namespaces (where that is possible), starts the
   processes below, reads their results up to a limit of time and bytes, and kills them with all that they started;
 - the candidate, and, for tests that are more than one comparison, the tests' process, the only one that ever reads
-  them. Both have no capability, no
-  descriptor but /dev/null and their pipes, resource limits, and a seccomp filter. The tests' process is the first of
-  the PID namespace, which the kernel protects from the signals of the others; the candidate cannot name any other.
+  them. Both have no capability, no descriptor but /dev/null and their pipes, resource limits, and a seccomp filter.
+  The tests' process is the first of the PID namespace, which the kernel protects from the signals of the others; the
+  candidate cannot name any other.
 """
 
 import contextlib
@@ -26,15 +26,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from distill.sandbox.guest import candidate, tests
-from distill.sandbox.guest.confine import can_isolate, confine, hide, isolate, libc
+from distill.sandbox.guest.confine import confine, hide, isolate, libc
 from distill.sandbox.guest.outcomes import RESULTS
 
-_BROKEN: dict[str, object] = {"candidate": "", "tests": "", "stopped": "broken", "signal": 0, "seconds": 0.0}
+_BROKEN: dict[str, object] = {"stopped": "broken"}
 _LINE = (RESULTS + 1, RESULTS + 2)  # where a child finds its end of the line between tests and candidate
 _TESTS = RESULTS + 3  # where the tests' process finds the file
 # What candidates import most: a fork of a process that has them need not load them.
 _PRELOADED = ("bisect", "copy", "dataclasses", "datetime", "decimal", "fractions", "heapq", "random", "re", "typing")
 _ENDING_SECONDS = 0.1
+# Killed, a process that used this share of its CPU seconds ran out of them. The kernel counts those in ticks: on a busy
+# machine it kills at 0.65 of what it then reports as used.
+_CPU_SHARE = 0.3
 _ENDED = 2  # exit code of a supervisor that found no more jobs
 
 
@@ -118,37 +121,38 @@ def _collect(pipes: list[int], limits: dict[str, float]) -> tuple[list[bytearray
 
 
 def _end(children: list[int], *, patient: bool) -> tuple[int, float]:
-    """Kill what still runs; (wait status, CPU seconds) of the candidate, which is the last and may end by itself."""
-    if patient:  # it has closed its pipe, most likely by ending
-        select.select([os.pidfd_open(children[-1])], [], [], _ENDING_SECONDS)
-    ended = []
+    """Kill what still runs; the signal that ended the candidate, which is the last, if it was not ours, else 0; and
+    the most CPU seconds that one of them used."""
+    # With `patient`, the candidate has closed its pipe, most likely by ending.
+    ended = patient and bool(select.select([os.pidfd_open(children[-1])], [], [], _ENDING_SECONDS)[0])
+    signals, spent = [], 0.0
     for child in reversed(children):  # the end of the first takes all others with it
         for kill in (os.kill, os.killpg):
             with contextlib.suppress(OSError):
                 kill(child, signal.SIGKILL)
         _, status, usage = os.wait4(child, 0)
-        ended.append((status, usage.ru_utime + usage.ru_stime))
-    return ended[0]
+        signals.append(os.WTERMSIG(status) if ended and os.WIFSIGNALED(status) else 0)
+        spent = max(spent, usage.ru_utime + usage.ru_stime)
+    return signals[0], spent
 
 
-def _supervise(library: ctypes.CDLL, job: dict[str, object], namespaces: bool) -> dict[str, object]:
+def _supervise(library: ctypes.CDLL, job: dict[str, object]) -> dict[str, object]:
     """Run one candidate to its end and report; called in a process of its own."""
-    if namespaces and not isolate(library):
-        return _BROKEN
+    namespaces = sys.argv[1] == "contained" and isolate(library)
     limits: dict[str, float] = job["limits"]  # type: ignore[assignment]
     limits["namespaces"] = namespaces
     start = time.monotonic()
     heard = _start_all(library, job)
     said, stopped = _collect(list(heard.values()), limits)
-    status, spent = _end(list(heard), patient=not stopped)
-    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if killed and not stopped and spent > 0.95 * limits["cpu_seconds"]:
+    killed, spent = _end(list(heard), patient=not stopped)
+    if killed == signal.SIGKILL and spent > _CPU_SHARE * limits["cpu_seconds"]:
         stopped = "timeout"
     return {
         "candidate": said[-1].decode(errors="replace"),
         "tests": said[0].decode(errors="replace") if len(said) > 1 else "",
         "stopped": stopped,
         "signal": killed,
+        "namespaces": namespaces,
         "seconds": time.monotonic() - start,
     }
 
@@ -158,7 +162,7 @@ def _reply(message: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-def _answer(library: ctypes.CDLL, namespaces: bool) -> int:
+def _answer(library: ctypes.CDLL) -> int:
     """Read one job, run it and reply; the exit code of the supervisor."""
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -166,26 +170,26 @@ def _answer(library: ctypes.CDLL, namespaces: bool) -> int:
         if not part:
             return _ENDED
         line += part
-    _reply(_supervise(library, json.loads(line), namespaces))
+    _reply(_supervise(library, json.loads(line)))
     return 0
 
 
 def main() -> None:
-    """Answer jobs until stdin ends. The first line out says whether candidates get namespaces of their own."""
+    """Say hello, then answer jobs until stdin ends."""
     library = libc()
     hide(library)
-    for name in _PRELOADED:
-        importlib.import_module(name)
-    namespaces = sys.argv[1] == "contained" and can_isolate(library)
-    _reply({"namespaces": namespaces})
+    _reply({"ready": True})
+    waiting = list(_PRELOADED)
     while select.select([0], [], []):
         supervisor = os.fork()
         if supervisor == 0:
             code = 1
             try:
-                code = _answer(library, namespaces)
+                code = _answer(library)
             finally:
                 os._exit(code)
+        while waiting:  # for the later ones, while the first is at work: who runs one candidate only need not wait
+            importlib.import_module(waiting.pop())
         code = os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
         if code == _ENDED:
             return
