@@ -91,7 +91,7 @@ def world(folder: Path) -> Iterator[World]:
     """The canaries, alive until the end of the block."""
     made = World(folder)
     (folder / "secret").write_text(made.secret)
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     made.pid = process.pid
     with contextlib.ExitStack() as stack:
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -102,7 +102,7 @@ def world(folder: Path) -> Iterator[World]:
         for one, name in zip(unix, (str(folder / "socket"), f"\0{made.abstract}"), strict=True):
             one.bind(name)
             one.listen()
-        os.environ["SANDBOX_CANARY"] = made.secret
+        stack.enter_context(_environment("SANDBOX_CANARY", made.secret))
         for server, name in (
             (tcp, "TCP"),
             (udp, "UDP"),
@@ -113,12 +113,24 @@ def world(folder: Path) -> Iterator[World]:
         try:
             yield made
         finally:
-            del os.environ["SANDBOX_CANARY"]
             process.kill()
             process.communicate()
             for server in (tcp, udp, *unix):
                 with contextlib.suppress(OSError):
                     server.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _note_visitors(server: socket.socket, name: str, visitors: list[str]) -> None:

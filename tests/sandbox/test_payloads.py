@@ -5,8 +5,10 @@ They run only where they are contained: some kill every process that they can na
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -80,9 +82,21 @@ def test_no_escape(payload: Payload, target: World, guest: Guest) -> None:
 
 @pytest.mark.parametrize("payload", FORGERS, ids=lambda payload: payload.name)
 def test_no_forged_pass(payload: Payload, target: World, guest: Guest) -> None:
-    for form, tests in FORGED_TESTS.items():
+    """All forms of tests but two in one job; the benchmark and the next test take each by itself."""
+    apart = ("literal", "borrowed modules")
+    joint = tuple(test for form, tests in FORGED_TESTS.items() if form not in apart for test in tests)
+    for tests in (*(FORGED_TESTS[form] for form in apart), joint):
         verdict = judge(guest, target.aim(payload.code), tests)
-        assert verdict.passed == 0, (form, verdict)
+        assert verdict.passed == 0, (tests, verdict)
+    assert target.harm() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORGED_TESTS)
+def test_no_forged_pass_in_any_form(form: str, target: World, guest: Guest) -> None:
+    for payload in FORGERS:
+        verdict = judge(guest, target.aim(payload.code), FORGED_TESTS[form], Limits())
+        assert verdict.passed == 0, (payload.name, verdict)
     assert target.harm() == []
 
 
@@ -135,3 +149,24 @@ def test_a_naive_harness_is_forged(target: World) -> None:
         if run.returncode == 0:
             fooled.append(payload.name)
     assert len(fooled) >= 8, fooled
+
+
+HARMLESS_ENOUGH = {
+    *("reads a file of the host", "climbs out with ..", "writes into a file of the host", "deletes a file of the host"),
+    *("reads the environment of the host", "reads the environment in the C library", "runs a program"),
+    *("reads the environment of other processes", "connects to the host's loopback", "connects with the C library"),
+    *("connects to unix sockets of the host", "listens", "kills a process of the host"),
+}
+
+
+def test_without_a_sandbox_they_do_get_out(tmp_path: Path) -> None:
+    """Nor are the others duds; shown with those that do this machine no harm."""
+    chosen = [payload for payload in HOSTILE if payload.name in HARMLESS_ENOUGH]
+    assert len(chosen) == len(HARMLESS_ENOUGH)
+    for payload in chosen:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        with world(folder) as target:
+            program = f"{target.aim(payload.code)}\nprint(f(1))"
+            run = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=20)
+            assert run.stdout.strip() in ("escaped", target.secret) or target.harm(), (payload.name, run)

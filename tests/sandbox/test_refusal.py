@@ -1,6 +1,10 @@
 """Without a working bubblewrap the sandbox refuses and says what to do; `none` has to be asked for by name."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +31,29 @@ def test_refusal_when_bubblewrap_does_not_start(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
     with pytest.raises(SandboxError, match="does not start here"):
         check_available("bubblewrap")
+
+
+RECIPE = """
+name: refused
+teacher: {base_url: "http://127.0.0.1:9/v1", model: none}
+generate:
+  - {name: code, kind: code, prompts: {source: tasks, kinds: [code], count: 3}}
+"""
+
+
+@pytest.mark.parametrize("missing", ["bubblewrap", "user namespaces"])
+def test_the_command_line_says_it_in_one_line(missing: str, tmp_path: Path) -> None:
+    """Before the teacher is asked, with an exit code; the second inside a bubblewrap that forbids namespaces."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    outer = ["bwrap", "--unshare-user", "--disable-userns", "--dev-bind", "/", "/"]
+    run = subprocess.run(
+        [*(outer if missing == "user namespaces" else ()), sys.executable, "-m", "distill", "generate", "recipe.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "1000", **({"PATH": "/nowhere"} if missing == "bubblewrap" else {})},
+        timeout=120,
+    )
+    assert run.returncode == 1
+    [line] = run.stderr.splitlines()
+    assert line.startswith("error: bubblewrap") and "`isolation: none` by name" in line

@@ -15,8 +15,11 @@ def guest() -> Iterator[Guest]:
         yield started
 
 
-def judge(guest: Guest, code: str, *tests: str, entry_point: str | None = "f") -> SandboxVerdict:
-    return guest.run(code, parse_tests(tests, entry_point), entry_point, Limits(cpu_seconds=1, wall_seconds=10.0))
+def judge(
+    guest: Guest, code: str, *tests: str, entry_point: str | None = "f", wall_seconds: float = 10.0
+) -> SandboxVerdict:
+    limits = Limits(cpu_seconds=1, wall_seconds=wall_seconds)
+    return guest.run(code, parse_tests(tests, entry_point), entry_point, limits)
 
 
 STACK = """
@@ -261,7 +264,7 @@ def test_an_object_that_says_yes_to_everything_says_nothing(test: str, guest: Gu
 )
 def test_leaving_is_no_expected_exception(leaves: str, guest: Guest) -> None:
     test = "try:\n    f(1)\nexcept BaseException:\n    pass\nelse:\n    assert False"
-    verdict = judge(guest, f"import os, sys\ndef f(x):\n    {leaves}", test, "assert 1 + 1 == 2")
+    verdict = judge(guest, f"import os, sys\ndef f(x):\n    {leaves}", test, "assert 1 + 1 == 2", wall_seconds=0.5)
     assert (verdict.ok, verdict.passed) == (False, 0)
 
 
