@@ -65,7 +65,6 @@ def command(isolation: Isolation) -> list[str]:
     # The one capability, inside the user namespace only, is for the guest's loop: it gives each candidate a /tmp.
     return [
         *(bubblewrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"),
-        *("--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", "/tmp"),
         *_system_folders(),
         *("--dev", "/dev", "--remount-ro", "/dev", "--dir", "/proc", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"),
         *("--ro-bind", str(GUEST), _INSIDE, "--remount-ro", "/", "--chdir", "/tmp"),

@@ -44,7 +44,7 @@ def _is_open(number):
 """
 
 PROBED = [
-    [[], [], []], "/tmp", 0o22, ["HOME", "LANG", "PATH", "PWD"], [], "sandbox", 1, (1, 1), 0.0, [], 1, [0, 1, 2, 3],
+    [[], [], []], "/tmp", 0o22, [], [], "sandbox", 1, (1, 1), 0.0, [], 1, [0, 1, 2, 3],
 ]  # fmt: skip
 
 

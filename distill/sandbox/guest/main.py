@@ -178,6 +178,7 @@ def main() -> None:
     """Say hello, then answer jobs until stdin ends."""
     library = libc()
     hide(library)
+    os.environ.clear()  # bubblewrap itself sets PWD
     _reply({"ready": True})
     waiting = list(_PRELOADED)
     while select.select([0], [], []):
