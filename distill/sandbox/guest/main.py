@@ -5,7 +5,7 @@ replies go to stdout. Tests come in a file in memory, whose descriptor is the la
 
 - the loop in `main`, which runs no foreign code, and reads none either: what it read, later candidates would find in
   the memory that they inherit;
-- for each job a supervisor, which reads the job, moves into new namespaces (where that is possible), starts the
+- for each job a supervisor, which moves into new namespaces (where that is possible), reads the job, starts the
   processes below, reads their results up to a limit of time and bytes, and kills them with all that they started;
 - the candidate, and, for tests that are more than one comparison, the tests' process, the only one that ever reads
   them. Both have no capability, no descriptor but /dev/null and their pipes, resource limits, and a seccomp filter.
@@ -136,9 +136,8 @@ def _end(children: list[int], *, patient: bool) -> tuple[int, float]:
     return signals[0], spent
 
 
-def _supervise(library: ctypes.CDLL, job: dict[str, object]) -> dict[str, object]:
+def _supervise(library: ctypes.CDLL, job: dict[str, object], namespaces: bool) -> dict[str, object]:
     """Run one candidate to its end and report; called in a process of its own."""
-    namespaces = sys.argv[1] == "contained" and isolate(library)
     limits: dict[str, float] = job["limits"]  # type: ignore[assignment]
     limits["namespaces"] = namespaces
     start = time.monotonic()
@@ -163,14 +162,15 @@ def _reply(message: dict[str, object]) -> None:
 
 
 def _answer(library: ctypes.CDLL) -> int:
-    """Read one job, run it and reply; the exit code of the supervisor."""
+    """Wait for a job in new namespaces, run it and reply; the exit code of the supervisor."""
+    namespaces = sys.argv[1] == "contained" and isolate(library)
     line = bytearray()
     while not line.endswith(b"\n"):
         part = os.read(0, 65536)
         if not part:
             return _ENDED
         line += part
-    _reply(_supervise(library, json.loads(line)))
+    _reply(_supervise(library, json.loads(line), namespaces))
     return 0
 
 
@@ -181,7 +181,7 @@ def main() -> None:
     os.environ.clear()  # bubblewrap itself sets PWD
     _reply({"ready": True})
     waiting = list(_PRELOADED)
-    while select.select([0], [], []):
+    while True:
         supervisor = os.fork()
         if supervisor == 0:
             code = 1
@@ -189,10 +189,10 @@ def main() -> None:
                 code = _answer(library)
             finally:
                 os._exit(code)
-        while waiting:  # for the later ones, while the first is at work: who runs one candidate only need not wait
+        while waiting:  # for the later ones: who runs one candidate only need not wait for it
             importlib.import_module(waiting.pop())
         code = os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
-        if code == _ENDED:
-            return
         if code != 0:
-            _reply(_BROKEN)
+            if code != _ENDED:
+                _reply(_BROKEN)
+            return

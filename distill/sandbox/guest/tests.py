@@ -22,10 +22,11 @@ def run(tests: list[dict[str, Any]], job: dict[str, object], line: tuple[int, in
     peer = Peer(*line, operations, output_bytes=int(limits["output_bytes"]), guarded=True)
     scope: dict[str, object] = {"__name__": "tests"}
     borrowed: set[str] = set()
+    entry: dict[str, list[str]] = {str(job["entry_point"]): []} if job["entry_point"] else {}
     for test in tests:
         try:
-            for name, attributes in [(job["entry_point"], []), *test["names"]]:
-                if name and (name not in scope or name in borrowed):
+            for name, attributes in {**entry, **dict(test["names"])}.items():
+                if name not in scope or name in borrowed:
                     _borrow(name, attributes, job["entry_point"], peer, scope)
                     borrowed.add(name)
             before = dict(scope)
