@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     rows, table = costs(80 if options.quick else 400)
     rows += rates(100 if options.quick else 600)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, world(Path(folder)) as target:
@@ -215,6 +216,7 @@ def main() -> None:
             "forged": found.forged,
             "without_filter": {"escapes": bare.escapes, "forged": bare.forged},
             "ran_as_root": os.getuid() == 0,
+            "load_average_before_and_after": [load, os.getloadavg()[0]],
         }
         command = "python -m benchmarks.sandbox"
         write_json(options.json, envelope(what="sandbox", command=command, rows=rows, details=details))
