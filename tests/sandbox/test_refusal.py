@@ -52,7 +52,7 @@ def test_the_command_line_says_it_in_one_line(missing: str, tmp_path: Path) -> N
         text=True,
         cwd=tmp_path,
         env={**os.environ, "COLUMNS": "1000", **({"PATH": "/nowhere"} if missing == "bubblewrap" else {})},
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 1
     [line] = run.stderr.splitlines()
