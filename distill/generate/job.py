@@ -102,7 +102,7 @@ async def _outcomes(
     """An outcome for each prompt, in order and counted; prompts are taken from their source as room comes free."""
     started_at = time.monotonic()
     funnel = finished.funnel
-    bench = Workbench(client, Checker(_isolation(job)), _method(job))
+    bench = Workbench(client, Checker(_isolation(job)), _method(job), job.unusable)
     if _runs_programs(job):
         bench.checker.require_sandbox()
     filters = RowFilters(job.filters)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from distill.errors import TeacherError
 from distill.generate.filters import unusable
 from distill.generate.prompts import Prompt
 from distill.generate.verify import Checker
-from distill.recipe.generate import Sampling
+from distill.recipe.generate import OnUnusable, Sampling, Unusable
 from distill.records import Message
 from distill.teacher.client import TeacherClient
 from distill.teacher.requests import Answer, ChatRequest
 
 Row = dict[str, Any]
+_NEXT_TRY = 1_000_000  # added to the sample index: no job draws so many samples of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     retryable_failures: int = 0
 
+    def add(self, other: Outcome) -> None:
+        """Append what became of another part of the same prompt."""
+        self.rows += other.rows
+        self.rejected += other.rejected
+        self.answers += other.answers
+        self.counts.update(other.counts)
+        self.retryable_failures += other.retryable_failures
+
 
 @dataclass(frozen=True)
 class Workbench:
@@ -49,6 +59,7 @@ class Workbench:
     client: TeacherClient
     checker: Checker
     method: str
+    policy: Unusable = Unusable()
 
     async def ask(
         self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
@@ -72,18 +83,48 @@ class Workbench:
         A prompt that came with its answer has that one as its first.
         """
         given = [] if prompt.given is None else [prompt.given]
+        tries = [Outcome() for _ in range(len(given), count)]
         drawn = await asyncio.gather(
-            *(self.ask(outcome, prompt, prompt.messages, sampling, sample) for sample in range(len(given), count))
+            *(
+                self.draw(each, prompt, prompt.messages, sampling, sample)
+                for sample, each in enumerate(tries, len(given))
+            )
         )
-        return self._usable(outcome, prompt, [*given, *drawn])
+        for each in tries:  # in the order of the samples, whichever came first: equal answers make equal datasets
+            outcome.add(each)
+        return self.usable(outcome, prompt, [*given, *drawn])
 
-    def _usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
+    async def draw(
+        self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+    ) -> Answer | None:
+        """One sample; where it is no answer and the policy says so, another one in its place, a few times."""
+        for number in range(self.policy.retries + 1):
+            answer = await self.ask(outcome, prompt, messages, sampling, sample + number * _NEXT_TRY)
+            reason = None if answer is None else unusable(answer)
+            if reason is None or number == self.policy.retries or self._what_to_do(reason) != "retry":
+                break
+            outcome.rejected.append(Rejected(prompt, f"{reason}_retried", answer=answer))
+        return answer
+
+    def _what_to_do(self, reason: Literal["truncated", "refused", "empty"]) -> OnUnusable:
+        return {"truncated": self.policy.truncated, "refused": self.policy.refused, "empty": self.policy.empty}[reason]
+
+    def usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
+        """Those that are answers (or kept although they are none), no text twice; the others are noted with reasons."""
         usable: list[Answer] = []
         texts: set[str] = set()
         for answer in drawn:
             if answer is None:
                 continue
-            reason = unusable(answer) or ("duplicate_answer" if answer.text in texts else None)
+            reason: str | None = None
+            if (flaw := unusable(answer)) is not None:
+                if self._what_to_do(flaw) == "keep":
+                    outcome.counts[f"{flaw}_kept"] += 1
+                    answer = replace(answer, text=answer.text or answer.refusal or "")
+                else:
+                    reason = flaw
+            if reason is None and answer.text in texts:
+                reason = "duplicate_answer"
             if reason is not None:
                 outcome.rejected.append(Rejected(prompt, reason, answer=answer))
                 continue
@@ -104,7 +145,7 @@ class Workbench:
             "family": prompt.family,
             "prompt_tokens": sum(one.prompt_tokens for one in paid),
             "completion_tokens": sum(one.completion_tokens for one in paid),
-            "cost_usd": sum(known) if len(known) == len(costs) else None,
+            "cost_usd": math.fsum(known) if len(known) == len(costs) else None,
             "created_at": answer.created_at,
         }
 

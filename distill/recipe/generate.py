@@ -31,10 +31,21 @@ __all__ = [
     "SelfInstructPrompts",
     "TaskKind",
     "TaskPrompts",
+    "Unusable",
 ]
 
 
 Isolation = Literal["bubblewrap", "none"]
+OnUnusable = Literal["drop", "keep", "retry"]
+
+
+class Unusable(Section):
+    """What becomes of answers that are none. `retry` draws another sample, then drops."""
+
+    truncated: OnUnusable = Field(default="drop", description="stopped at max_tokens")
+    refused: OnUnusable = Field(default="drop", description="by the provider: a refusal or its content filter")
+    empty: OnUnusable = Field(default="drop", description="nothing but white space")
+    retries: int = Field(default=2, ge=1, le=16, description="further samples for one answer, at most")
 
 
 class JobCommon(Section):
@@ -44,6 +55,7 @@ class JobCommon(Section):
     prompts: Prompts
     system: str | None = None
     sampling: Sampling = Sampling()
+    unusable: Unusable = Unusable()
     filters: Filters = Filters()
 
 
