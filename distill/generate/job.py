@@ -24,8 +24,8 @@ from distill.generate.sources import open_source
 from distill.generate.verify import Checker
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
 from distill.records import SCHEMAS
-from distill.teacher.client import TeacherClient
 from distill.teacher.flow import in_order
+from distill.teacher.panel import Panel
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 _EXAMPLES_ON_THE_CARD = 3
@@ -39,11 +39,12 @@ class Finished:
     examples: list[Row] = field(default_factory=list)
     set_aside: list[Rejected] = field(default_factory=list)  # what the writing of prompts threw away
     total_prompts: int | None = None
+    written: Funnel = field(default_factory=Funnel)  # what the writing of prompts took; a part of `funnel`
     seconds: float = 0.0
 
-    def metrics(self, client: TeacherClient) -> dict[str, Any]:
+    def metrics(self, panel: Panel) -> dict[str, Any]:
         """For the manifest. Tokens and dollars are of the data, whenever asked; `spent_usd` is this session's."""
-        funnel, usage = self.funnel, client.usage
+        funnel, usage = self.funnel, panel.usage
         return {
             "prompts": funnel.prompts,
             "rows": funnel.rows,
@@ -58,19 +59,20 @@ class Finished:
             "prompt_tokens": funnel.prompt_tokens,
             "completion_tokens": funnel.completion_tokens,
             "cost_usd": funnel.cost_usd,
-            "spent_usd": usage.spent_usd if client.rates is not None else None,
+            "spent_usd": usage.spent_usd if panel.priced else None,
+            "requests_by_teacher": {client.label: client.usage.sent for client in panel.clients},
             "seconds": self.seconds,
             "rows_per_second": funnel.rows / self.seconds if self.seconds else None,
         }
 
 
-async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, console: Console) -> Finished:
+async def write_dataset(job: AnyJob, panel: Panel, folder: Path, console: Console) -> Finished:
     """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
     finished = Finished()
     async with AsyncExitStack() as stack:
         rows = stack.enter_context(RowWriter(folder / DATA, SCHEMAS[job.kind]))
         dropped = stack.enter_context(RowWriter(folder / REJECTED, REJECTED_SCHEMA))
-        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, client, console, finished, limit=None)))
+        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, panel, console, finished, limit=None)))
         async for outcome in outcomes:
             for row in outcome.rows:
                 rows.add(row)
@@ -80,48 +82,44 @@ async def write_dataset(job: AnyJob, client: TeacherClient, folder: Path, consol
                 finished.examples.extend(outcome.rows[:1])
         for rejected in finished.set_aside:
             dropped.add(rejected_row(rejected))
-    write_card(folder, job, finished.funnel, teacher=client.label, examples=finished.examples)
+    write_card(folder, job, finished.funnel, teacher=panel.label, examples=finished.examples)
     return finished
 
 
-async def sample_dataset(
-    job: AnyJob, client: TeacherClient, console: Console, limit: int
-) -> tuple[Finished, list[Row]]:
-    """Run only the first `limit` prompts and hand back their rows."""
+async def sample_dataset(job: AnyJob, panel: Panel, console: Console, limit: int) -> tuple[Finished, list[Outcome]]:
+    """Run only the first `limit` prompts and hand back what became of each."""
     finished = Finished()
-    rows: list[Row] = []
-    async with aclosing(_outcomes(job, client, console, finished, limit=limit)) as outcomes:
-        async for outcome in outcomes:
-            rows.extend(outcome.rows)
-    return finished, rows
+    async with aclosing(_outcomes(job, panel, console, finished, limit=limit)) as outcomes:
+        return finished, [outcome async for outcome in outcomes]
 
 
 async def _outcomes(
-    job: AnyJob, client: TeacherClient, console: Console, finished: Finished, *, limit: int | None
+    job: AnyJob, panel: Panel, console: Console, finished: Finished, *, limit: int | None
 ) -> AsyncGenerator[Outcome, None]:
     """An outcome for each prompt, in order and counted; prompts are taken from their source as room comes free."""
     started_at = time.monotonic()
     funnel = finished.funnel
-    bench = Workbench(client, Checker(_isolation(job)), _method(job), job.unusable)
+    bench = Workbench(panel, Checker(_isolation(job)), _method(job), job.unusable)
     if _runs_programs(job):
         bench.checker.require_sandbox()
     filters = RowFilters(job.filters)
-    source, made = await open_source(job, client, method=_method(job), limit=limit)
+    source, made = await open_source(job, panel.main, method=_method(job), limit=limit)
     funnel.add_invented(made)
+    finished.written.add_invented(made)
     finished.set_aside = made.rejected
     finished.total_prompts = source.total
-    done = Done()
+    done = Done(cost_usd=0.0 if funnel.cost_usd is not None else None, written_usd=funnel.cost_usd or 0.0)
 
     async def work(prompt: Prompt | Rejected) -> Outcome:
         outcome = Outcome(rejected=[prompt]) if isinstance(prompt, Rejected) else await _make(job, prompt, bench)
-        done.prompts += 1
+        done.add(outcome)
         return outcome
 
     total = source.total if limit is None or source.total is None else min(limit, source.total)
     prompts = _new(islice(source.prompts, limit))
     async with (
-        shown(console, f"generate {job.name}", total, client, funnel, done),
-        aclosing(in_order(work, prompts, width=2 * client.teacher.max_concurrency)) as outcomes,
+        shown(console, f"generate {job.name}", total, panel, funnel, done),
+        aclosing(in_order(work, prompts, width=panel.width)) as outcomes,
     ):
         async for outcome in outcomes:
             outcome = filters.apply(outcome)

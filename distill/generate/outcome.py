@@ -16,6 +16,7 @@ from distill.generate.verify import Checker
 from distill.recipe.generate import OnUnusable, Sampling, Unusable
 from distill.records import Message
 from distill.teacher.client import TeacherClient
+from distill.teacher.panel import Panel
 from distill.teacher.requests import Answer, ChatRequest
 
 Row = dict[str, Any]
@@ -56,7 +57,7 @@ class Outcome:
 class Workbench:
     """What a method works with on every prompt of a job."""
 
-    client: TeacherClient
+    panel: Panel
     checker: Checker
     method: str
     policy: Unusable = Unusable()
@@ -64,13 +65,25 @@ class Workbench:
     async def ask(
         self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
     ) -> Answer | None:
-        """One answer, noted in the outcome; None where the request failed. Raises when the client has stopped."""
+        """One answer of the main teacher, noted in the outcome; None where the request failed. Raises when the
+        teacher has stopped."""
+        return await self._ask(self.panel.main, outcome, prompt, messages, sampling, sample)
+
+    async def _ask(
+        self,
+        client: TeacherClient,
+        outcome: Outcome,
+        prompt: Prompt,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        sample: int,
+    ) -> Answer | None:
         request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row)
         try:
-            answer = await self.client.ask(request)
+            answer = await client.ask(request)
         except TeacherError as error:
-            if self.client.stopped is not None:
-                raise self.client.stopped from None
+            if client.stopped is not None:
+                raise client.stopped from None
             outcome.rejected.append(Rejected(prompt, "request_failed", error.message))
             outcome.retryable_failures += error.retryable
             return None
@@ -97,9 +110,12 @@ class Workbench:
     async def draw(
         self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
     ) -> Answer | None:
-        """One sample; where it is no answer and the policy says so, another one in its place, a few times."""
+        """One sample by the row's own teacher; where it is no answer and the policy says so, another one in its place,
+        a few times."""
+        client = self.panel.of_row(prompt.seed_row, sample)
         for number in range(self.policy.retries + 1):
-            answer = await self.ask(outcome, prompt, messages, sampling, sample + number * _NEXT_TRY)
+            again = sample + number * _NEXT_TRY
+            answer = await self._ask(client, outcome, prompt, messages, sampling, again)
             reason = None if answer is None else unusable(answer)
             if reason is None or number == self.policy.retries or self._what_to_do(reason) != "retry":
                 break
@@ -138,7 +154,7 @@ class Workbench:
         costs = [one.cost_usd for one in paid]
         known = [cost for cost in costs if cost is not None]
         return {
-            "teacher": self.client.label,
+            "teacher": answer.teacher,
             "request_hash": answer.key,
             "method": self.method,
             "seed_row": prompt.seed_row,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from distill.teacher.requests import teacher_identity
 
 if TYPE_CHECKING:
     from distill.generate.job import Finished
-    from distill.teacher.client import TeacherClient
+    from distill.teacher.panel import Panel
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
@@ -66,11 +67,19 @@ def job_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
     inputs = {
         "job": digest_of(job.model_dump(mode="json")),
         "teacher": digest_of(teacher_identity(recipe.teacher)),
+        **_answering_inputs(recipe, job),
         **{name: path_digest(path) for name, path in files_of(job).items()},
     }
     if isinstance(job.prompts, TaskPrompts):
         inputs["tasks"] = _digest_of_sources(Path(next(iter(tasks.__path__))))
     return inputs
+
+
+def _answering_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
+    if job.teachers is None:
+        return {}
+    known = recipe.teachers_by_label()
+    return {"teachers": digest_of([teacher_identity(known[name]) for name in job.teachers.names])}
 
 
 def _is_done(folder: StageFolder, inputs: dict[str, str]) -> bool:
@@ -95,12 +104,11 @@ async def _make(
     base_url: str | None,
     console: Console,
 ) -> Finished:
-    # The client brings the openai package, which takes a second to import and a finished run does not need.
+    # What writes datasets takes a while to import, and a finished run does not need it.
     from distill.generate.job import write_dataset
-    from distill.teacher.client import TeacherClient
 
-    async with TeacherClient(recipe.teacher, ledger, base_url=base_url) as client:
-        finished = await write_dataset(job, client, folder.path, console)
+    async with _panel(recipe, job, ledger, base_url) as panel:
+        finished = await write_dataset(job, panel, folder.path, console)
         funnel = finished.funnel
         if not funnel.rows:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in funnel.dropped.most_common(4))
@@ -108,11 +116,11 @@ async def _make(
                 f"generate {job.name} kept none of {funnel.prompts:,} prompts ({reasons or 'there were no prompts'})",
                 remedy=f"look at {folder.path / 'rejected.parquet'}, then change the job or its teacher",
             )
-        metrics = finished.metrics(client)
+        metrics = finished.metrics(panel)
         folder.finish(
             recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=funnel.cost_usd, notes=_shortfalls(finished)
         )
-        console.print(_summary(job, finished, client), highlight=False)
+        console.print(_summary(job, finished, panel), highlight=False)
     return finished
 
 
@@ -121,11 +129,30 @@ async def _preview(
 ) -> None:
     from distill.generate import preview
     from distill.generate.job import sample_dataset
-    from distill.teacher.client import TeacherClient
 
-    async with TeacherClient(recipe.teacher, ledger, base_url=base_url) as client:
-        finished, made = await sample_dataset(job, client, console, rows)
-        preview.show(console, job, finished, made, client)
+    async with _panel(recipe, job, ledger, base_url) as panel:
+        finished, outcomes = await sample_dataset(job, panel, console, rows)
+        preview.show(console, job, finished, outcomes, panel)
+
+
+@asynccontextmanager
+async def _panel(recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None) -> AsyncIterator[Panel]:
+    """The job's teachers: the recipe's own, and those that the job names."""
+    from distill.teacher.client import TeacherClient
+    from distill.teacher.panel import Panel
+
+    shared = bool(recipe.teachers)
+    async with AsyncExitStack() as stack:
+        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, shared=shared)
+        clients = {main.label: await stack.enter_async_context(main)}
+        answering = job.teachers.names if job.teachers is not None else (main.label,)
+        known = recipe.teachers_by_label()
+        for name in answering:
+            if name not in clients:
+                client = TeacherClient(known[name], ledger, shared=shared)
+                clients[name] = await stack.enter_async_context(client)
+        weights = job.teachers.weights if job.teachers is not None else None
+        yield Panel(main, [clients[name] for name in answering], weights=weights)
 
 
 def _seed(job: AnyJob) -> int | None:
@@ -144,8 +171,8 @@ def _shortfalls(finished: Finished) -> list[str]:
     return found
 
 
-def _summary(job: AnyJob, finished: Finished, client: TeacherClient) -> str:
-    funnel, usage = finished.funnel, client.usage
+def _summary(job: AnyJob, finished: Finished, panel: Panel) -> str:
+    funnel, usage = finished.funnel, panel.usage
     cost = "cost unknown" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
     dropped = sum(funnel.dropped.values())
     return (

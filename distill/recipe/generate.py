@@ -19,6 +19,7 @@ from distill.recipe.prompts import (
 )
 
 __all__ = [
+    "Answering",
     "CodeJob",
     "FilePrompts",
     "InstructionJob",
@@ -48,6 +49,15 @@ class Unusable(Section):
     retries: int = Field(default=2, ge=1, le=16, description="further samples for one answer, at most")
 
 
+class Answering(Section):
+    """Several teachers that answer one job's prompts. Each row's key says who, so that a resume asks the same one."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="ids (else models) of the recipe's teachers")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="of the names in turn; null: they take turns"
+    )
+
+
 class JobCommon(Section):
     """What every generation job has."""
 
@@ -56,6 +66,7 @@ class JobCommon(Section):
     system: str | None = None
     sampling: Sampling = Sampling()
     unusable: Unusable = Unusable()
+    teachers: Answering | None = Field(default=None, description="who answers; null: teacher")
     filters: Filters = Filters()
 
 

@@ -18,6 +18,8 @@ class Price(Section):
     output: float | None = Field(default=None, ge=0)
     cached_input: float | None = Field(default=None, ge=0, description="null: as input")
     reasoning: float | None = Field(default=None, ge=0, description="null: as output, of which they are a part")
+    batch_input: float | None = Field(default=None, ge=0, description="in a batch; null: as online")
+    batch_output: float | None = Field(default=None, ge=0, description="in a batch; null: as online")
 
 
 class TeacherCommon(Section):

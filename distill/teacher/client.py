@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NoReturn
 
 from distill.errors import TeacherError
@@ -37,9 +37,14 @@ class Usage:
     spent_usd: float = 0.0
     latency_seconds: float = 0.0  # summed over answers
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
 
 class TeacherClient:
     """One teacher, one ledger, one policy. Use as an async context manager.
+
+    `shared`: other teachers fill the ledger too; the budget then counts this one's answers only.
 
     `ask` raises TeacherError for a request that failed; `stopped` says when all of them are bound to (wrong key,
     unreachable, budget spent, failure after failure): whoever runs a job then stops too, and a later run goes on.
@@ -52,6 +57,7 @@ class TeacherClient:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
+        shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.teacher = teacher
@@ -71,7 +77,7 @@ class TeacherClient:
         self._clock = clock
         self._gate = Gate(self.limits, clock)
         self._asking: dict[str, asyncio.Future[Answer]] = {}
-        self._spent_before = ledger.spent_usd()
+        self._spent_before = ledger.spent_usd(self.label if shared else None)
         self._failures_in_a_row = 0
         self._rng = random.Random(0)
         self._stop_event = asyncio.Event()
@@ -88,12 +94,17 @@ class TeacherClient:
     async def __aexit__(self, *_: object) -> None:
         await self.endpoint.close()
 
+    @property
+    def width(self) -> int:
+        """Prompts to work on at once: twice the requests in flight, so that a free place never waits for one."""
+        return 2 * self.teacher.max_concurrency
+
     def key(self, request: Request) -> str:
         """The request's key in the ledger."""
         return self._keys.key(request)
 
     def spent_usd(self) -> float:
-        """Dollars of the whole ledger, this session included."""
+        """Dollars of all sessions, this one included."""
         return self._spent_before + self.usage.spent_usd
 
     async def ask(self, request: Request) -> Answer:
@@ -139,7 +150,7 @@ class TeacherClient:
                     raise self.stopped from None
                 return request, error
 
-        async for pair in in_order(outcome, requests, width=2 * self.teacher.max_concurrency):
+        async for pair in in_order(outcome, requests, width=self.width):
             yield pair
 
     def stop(self, reason: TeacherError) -> None:

@@ -141,9 +141,10 @@ class Ledger:
             raise _as_user_error(self.path, error) from None
         return None if failed is None else TeacherError(failed[0], status=failed[1])
 
-    def spent_usd(self) -> float:
-        """Dollars of all answers ever committed here whose price was known."""
-        return float(self._reader.execute("SELECT TOTAL(cost_usd) FROM answers").fetchone()[0])
+    def spent_usd(self, teacher: str | None = None) -> float:
+        """Dollars of all answers ever committed here whose price was known; of one teacher, where it is named."""
+        every = "SELECT TOTAL(cost_usd) FROM answers WHERE ?1 IS NULL OR teacher = ?1"
+        return float(self._reader.execute(every, (teacher,)).fetchone()[0])
 
     def count(self) -> int:
         """Number of committed answers."""
