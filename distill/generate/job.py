@@ -20,6 +20,7 @@ from distill.generate.output import DATA, REJECTED, REJECTED_SCHEMA, RowWriter, 
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
 from distill.generate.row_filters import RowFilters
+from distill.generate.shards import Shard
 from distill.generate.sources import open_source
 from distill.generate.verify import Checker
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
@@ -66,13 +67,15 @@ class Finished:
         }
 
 
-async def write_dataset(job: AnyJob, panel: Panel, folder: Path, console: Console) -> Finished:
-    """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
+async def write_dataset(
+    job: AnyJob, panel: Panel, folder: Path, console: Console, *, shard: Shard | None = None
+) -> Finished:
+    """Run the job (or its shard) and write data.parquet, rejected.parquet and the card into `folder`."""
     finished = Finished()
     async with AsyncExitStack() as stack:
         rows = stack.enter_context(RowWriter(folder / DATA, SCHEMAS[job.kind]))
         dropped = stack.enter_context(RowWriter(folder / REJECTED, REJECTED_SCHEMA))
-        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, panel, console, finished, limit=None)))
+        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, panel, console, finished, shard=shard)))
         async for outcome in outcomes:
             for row in outcome.rows:
                 rows.add(row)
@@ -94,7 +97,13 @@ async def sample_dataset(job: AnyJob, panel: Panel, console: Console, limit: int
 
 
 async def _outcomes(
-    job: AnyJob, panel: Panel, console: Console, finished: Finished, *, limit: int | None
+    job: AnyJob,
+    panel: Panel,
+    console: Console,
+    finished: Finished,
+    *,
+    limit: int | None = None,
+    shard: Shard | None = None,
 ) -> AsyncGenerator[Outcome, None]:
     """An outcome for each prompt, in order and counted; prompts are taken from their source as room comes free."""
     started_at = time.monotonic()
@@ -107,7 +116,7 @@ async def _outcomes(
     funnel.add_invented(made)
     finished.written.add_invented(made)
     finished.set_aside = made.rejected
-    finished.total_prompts = source.total
+    finished.total_prompts = source.total if shard is None else None  # how many are a shard's is known at its end
     done = Done(cost_usd=0.0 if funnel.cost_usd is not None else None, written_usd=funnel.cost_usd or 0.0)
 
     async def work(prompt: Prompt | Rejected) -> Outcome:
@@ -117,8 +126,13 @@ async def _outcomes(
 
     total = source.total if limit is None or source.total is None else min(limit, source.total)
     prompts = _new(islice(source.prompts, limit))
+    if shard is not None:
+        total = None if total is None else round(total / shard.count)
+        prompts = (
+            one for one in prompts if shard.holds(one.prompt.messages if isinstance(one, Rejected) else one.messages)
+        )
     async with (
-        shown(console, f"generate {job.name}", total, panel, funnel, done),
+        shown(console, f"generate {job.name}{f' {shard}' if shard is not None else ''}", total, panel, funnel, done),
         aclosing(in_order(work, prompts, width=panel.width)) as outcomes,
     ):
         async for outcome in outcomes:

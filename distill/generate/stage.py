@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from distill import tasks
 from distill.errors import DistillError, PartialError
 from distill.generate.inputs import files_of
+from distill.generate.shards import Shard
 from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
 from distill.recipe.schema import Recipe
 from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
@@ -22,13 +24,23 @@ from distill.teacher.requests import teacher_identity
 if TYPE_CHECKING:
     from distill.generate.job import Finished
     from distill.teacher.panel import Panel
+    from distill.teacher.sender import Nobody
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
 
 
-def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: int | None = None) -> None:
+def run(
+    recipe: Recipe,
+    run: Run,
+    *,
+    base_url: BaseUrl,
+    console: Console,
+    rows: int | None = None,
+    shard: Shard | None = None,
+) -> None:
     """Make every dataset that is not there yet. `rows`: only a preview of so many prompts a job, nothing is finished.
+    `shard`: only this part of each, in a run folder of its own; `merge.py` joins the parts.
 
     `base_url()` says where the teacher is (it starts an embedded one), or None: then the recipe or the environment
     does. Raises PartialError at the end where requests failed; what was answered is written and kept.
@@ -40,21 +52,58 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
             for job in recipe.generate:
                 asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows))
         return
-    todo: list[tuple[AnyJob, StageFolder, dict[str, str]]] = []
+    if shard is not None:
+        _require_separable(recipe)
+    todo: list[Task] = []
     for job in recipe.generate:
-        folder, inputs = run.stage("generate", job.name), job_inputs(recipe, job)
-        if _is_done(folder, inputs):
-            console.print(f"generate {job.name}: done before", highlight=False)
+        task = Task(job, run.stage("generate", job.name), job_inputs(recipe, job, shard), shard)
+        if task.is_done():
+            console.print(f"generate {task.name}: done before", highlight=False)
         else:
-            todo.append((job, folder, inputs))
+            todo.append(task)
     if not todo:
         return
+    elder = run.whole / run.ledger_path.name if shard is not None else None
+    with Ledger(run.ledger_path, elder=elder) as ledger:
+        make_all(recipe if shard is None else shard.part_of(recipe), todo, ledger, console, base_url=base_url)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job to make: where, from what, and which part of it."""
+
+    job: AnyJob
+    folder: StageFolder
+    inputs: dict[str, str]
+    shard: Shard | None = None
+
+    @property
+    def name(self) -> str:
+        return self.job.name if self.shard is None else f"{self.job.name} {self.shard}"
+
+    def is_done(self) -> bool:
+        """Done, unless some of its requests failed in a way that may not last: those are asked again."""
+        if not self.folder.is_done(self.inputs):
+            return False
+        manifest = self.folder.manifest()
+        return manifest is not None and not manifest.metrics.get("retryable_failures")
+
+
+def make_all(
+    recipe: Recipe,
+    todo: Sequence[Task],
+    ledger: Ledger,
+    console: Console,
+    *,
+    base_url: BaseUrl,
+    nobody: Nobody | None = None,
+) -> None:
+    """Make the jobs in turn. `nobody`: the ledger alone answers, what it lacks ends everything."""
     partial: list[str] = []
-    with Ledger(run.ledger_path) as ledger:
-        for job, folder, inputs in todo:
-            folder.begin(inputs)
-            finished = asyncio.run(_make(recipe, job, folder, inputs, ledger, base_url(), console))
-            partial += [f"{job.name}: {shortfall}" for shortfall in _shortfalls(finished)]
+    for task in todo:
+        task.folder.begin(task.inputs)
+        finished = asyncio.run(_make(recipe, task, ledger, base_url(), console, nobody))
+        partial += [f"{task.name}: {shortfall}" for shortfall in _shortfalls(finished)]
     if partial:
         raise PartialError(
             f"less than asked for: {'; '.join(partial)}; the rest is written",
@@ -62,9 +111,20 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
         )
 
 
-def job_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
-    """Everything that decides a job's dataset."""
+def _require_separable(recipe: Recipe) -> None:
+    """Prompts that the teacher writes look at those before them: they have no parts."""
+    for job in recipe.generate:
+        if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
+            raise DistillError(
+                f"generate {job.name}: prompts of source {job.prompts.source} have no parts: each looks back",
+                remedy="have them written in one run, then shard a job over that file",
+            )
+
+
+def job_inputs(recipe: Recipe, job: AnyJob, shard: Shard | None = None) -> dict[str, str]:
+    """Everything that decides a job's dataset, or its shard's."""
     inputs = {
+        **({} if shard is None else {"shard": str(shard)}),
         "job": digest_of(job.model_dump(mode="json")),
         "teacher": digest_of(teacher_identity(recipe.teacher)),
         **_answering_inputs(recipe, job),
@@ -82,35 +142,22 @@ def _answering_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
     return {"teachers": digest_of([teacher_identity(known[name]) for name in job.teachers.names])}
 
 
-def _is_done(folder: StageFolder, inputs: dict[str, str]) -> bool:
-    """Done, unless some of its requests failed in a way that may not last: those are asked again."""
-    if not folder.is_done(inputs):
-        return False
-    manifest = folder.manifest()
-    return manifest is not None and not manifest.metrics.get("retryable_failures")
-
-
 def _digest_of_sources(package: Path) -> str:
     """The task families are code: other code, other prompts."""
     return digest_of({str(path.relative_to(package)): file_digest(path) for path in sorted(package.rglob("*.py"))})
 
 
 async def _make(
-    recipe: Recipe,
-    job: AnyJob,
-    folder: StageFolder,
-    inputs: dict[str, str],
-    ledger: Ledger,
-    base_url: str | None,
-    console: Console,
+    recipe: Recipe, task: Task, ledger: Ledger, base_url: str | None, console: Console, nobody: Nobody | None
 ) -> Finished:
     # What writes datasets takes a while to import, and a finished run does not need it.
     from distill.generate.job import write_dataset
 
-    async with _panel(recipe, job, ledger, base_url) as panel:
-        finished = await write_dataset(job, panel, folder.path, console)
+    job, folder = task.job, task.folder
+    async with _panel(recipe, job, ledger, base_url, nobody) as panel:
+        finished = await write_dataset(job, panel, folder.path, console, shard=task.shard)
         funnel = finished.funnel
-        if not funnel.rows:
+        if not funnel.rows and task.shard is None:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in funnel.dropped.most_common(4))
             raise DistillError(
                 f"generate {job.name} kept none of {funnel.prompts:,} prompts ({reasons or 'there were no prompts'})",
@@ -118,9 +165,9 @@ async def _make(
             )
         metrics = finished.metrics(panel)
         folder.finish(
-            recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=funnel.cost_usd, notes=_shortfalls(finished)
+            recipe, task.inputs, metrics=metrics, seed=_seed(job), cost_usd=funnel.cost_usd, notes=_shortfalls(finished)
         )
-        console.print(_summary(job, finished, panel), highlight=False)
+        console.print(_summary(task.name, finished, panel), highlight=False)
     return finished
 
 
@@ -136,20 +183,22 @@ async def _preview(
 
 
 @asynccontextmanager
-async def _panel(recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None) -> AsyncIterator[Panel]:
+async def _panel(
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, nobody: Nobody | None = None
+) -> AsyncIterator[Panel]:
     """The job's teachers: the recipe's own, and those that the job names."""
     from distill.teacher.client import TeacherClient
     from distill.teacher.panel import Panel
 
     shared = bool(recipe.teachers)
     async with AsyncExitStack() as stack:
-        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, shared=shared)
+        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, sender=nobody, shared=shared)
         clients = {main.label: await stack.enter_async_context(main)}
         answering = job.teachers.names if job.teachers is not None else (main.label,)
         known = recipe.teachers_by_label()
         for name in answering:
             if name not in clients:
-                client = TeacherClient(known[name], ledger, shared=shared)
+                client = TeacherClient(known[name], ledger, sender=nobody, shared=shared)
                 clients[name] = await stack.enter_async_context(client)
         weights = job.teachers.weights if job.teachers is not None else None
         yield Panel(main, [clients[name] for name in answering], weights=weights)
@@ -171,12 +220,12 @@ def _shortfalls(finished: Finished) -> list[str]:
     return found
 
 
-def _summary(job: AnyJob, finished: Finished, panel: Panel) -> str:
+def _summary(name: str, finished: Finished, panel: Panel) -> str:
     funnel, usage = finished.funnel, panel.usage
     cost = "cost unknown" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
     dropped = sum(funnel.dropped.values())
     return (
-        f"generate {job.name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
+        f"generate {name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
         f"{usage.sent:,} requests sent, {usage.from_ledger:,} from the ledger, {funnel.tokens:,} tokens, {cost}, "
         f"{finished.seconds:.1f} s"
     )

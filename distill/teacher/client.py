@@ -12,13 +12,14 @@ from typing import NoReturn
 
 from distill.errors import TeacherError
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
-from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
+from distill.teacher.endpoint import Attempt, AttemptFailed, Reply
 from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
 from distill.teacher.limits import Gate, Limits
 from distill.teacher.pricing import rates_of
 from distill.teacher.rates import Bucket, backoff_seconds
 from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
+from distill.teacher.sender import Nobody, Sender, open_sender
 
 FAILURES_IN_A_ROW = 20
 
@@ -44,7 +45,8 @@ class Usage:
 class TeacherClient:
     """One teacher, one ledger, one policy. Use as an async context manager.
 
-    `shared`: other teachers fill the ledger too; the budget then counts this one's answers only.
+    `sender`: another way to it than its recipe section says. `shared`: other teachers fill the ledger too; the budget
+    then counts this one's answers only.
 
     `ask` raises TeacherError for a request that failed; `stopped` says when all of them are bound to (wrong key,
     unreachable, budget spent, failure after failure): whoever runs a job then stops too, and a later run goes on.
@@ -57,6 +59,7 @@ class TeacherClient:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
+        sender: Sender | None = None,
         shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,9 +68,9 @@ class TeacherClient:
         self.rates = rates_of(teacher)
         self.usage = Usage()
         self.stopped: TeacherError | None = None
-        self.endpoint = Endpoint(teacher, base_url, api_key=api_key)
+        self.sender = sender or open_sender(teacher, base_url, api_key=api_key)
         self.label = teacher_label(teacher)
-        self._keys = KeyMaker(teacher_identity(teacher, self.endpoint.url))
+        self._keys = KeyMaker(teacher_identity(teacher, base_url))
         rpm, tpm = teacher.requests_per_minute, teacher.tokens_per_minute
         self.limits = Limits(
             teacher.max_concurrency,
@@ -81,7 +84,8 @@ class TeacherClient:
         self._failures_in_a_row = 0
         self._rng = random.Random(0)
         self._stop_event = asyncio.Event()
-        if teacher.budget_usd is not None and self.rates is None:
+        self._budget_usd = None if isinstance(sender, Nobody) else teacher.budget_usd
+        if self._budget_usd is not None and self.rates is None:
             raise TeacherError(
                 f"teacher.budget_usd is set, but the price of '{teacher.model}' is unknown",
                 remedy="set teacher.price.input and .output in dollars per million tokens",
@@ -92,7 +96,7 @@ class TeacherClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.endpoint.close()
+        await self.sender.close()
 
     @property
     def width(self) -> int:
@@ -172,7 +176,7 @@ class TeacherClient:
             self.usage.sent += 1
             sent += 1
             try:
-                reply = await self.endpoint.send(request)
+                reply = await self.sender.send(request)
                 seconds = self._clock() - started_at
                 used = reply.prompt_tokens + reply.completion_tokens
                 self.limits.answered(tokens, used, seconds=seconds, completion_tokens=reply.completion_tokens)
@@ -262,7 +266,7 @@ class TeacherClient:
         raise error
 
     def _check_budget(self) -> None:
-        budget = self.teacher.budget_usd
+        budget = self._budget_usd
         if budget is not None and self.spent_usd() >= budget:
             message = f"the budget of ${budget:g} is spent (${self.spent_usd():.4f}, earlier sessions included)"
             self.stop(TeacherError(message, remedy="raise teacher.budget_usd and run again: nothing is asked twice"))

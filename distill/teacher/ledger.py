@@ -99,15 +99,19 @@ class _Pending:
 
 
 class Ledger:
-    """The answers of one run folder. One process at a time: a second is told who holds it. Use as a context manager."""
+    """The answers of one run folder. One process at a time: a second is told who holds it. Use as a context manager.
 
-    def __init__(self, path: Path) -> None:
+    `elder` is another ledger whose answers count too; it is only read, whoever holds it.
+    """
+
+    def __init__(self, path: Path, *, elder: Path | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._holder = _hold(path)
         try:
             self._reader = _connect(path)
             self._writer = _connect(path)
+            self._elder = _connect_to_read(elder) if elder is not None and elder.is_file() else None
         except sqlite3.Error as error:
             self._holder.close()
             raise _as_user_error(path, error) from None
@@ -127,19 +131,40 @@ class Ledger:
         self._queue.put(None)
         self._thread.join()
         self._reader.close()
+        if self._elder is not None:
+            self._elder.close()
         self._writer.close()
         self._holder.close()
 
     def find(self, key: str) -> Answer | TeacherError | None:
         """The committed answer, the permanent refusal, or None: then it is still to ask."""
         try:
-            row = self._reader.execute(_GET_ANSWER, (key,)).fetchone()
-            if row is not None:
-                return _answer(key, row)
-            failed = self._reader.execute(_GET_FAILURE, (key,)).fetchone()
+            for connection in (self._reader, self._elder):
+                if connection is None:
+                    continue
+                row = connection.execute(_GET_ANSWER, (key,)).fetchone()
+                if row is not None:
+                    return _answer(key, row)
+                failed = connection.execute(_GET_FAILURE, (key,)).fetchone()
+                if failed is not None:
+                    return TeacherError(failed[0], status=failed[1])
         except sqlite3.Error as error:
             raise _as_user_error(self.path, error) from None
-        return None if failed is None else TeacherError(failed[0], status=failed[1])
+        return None
+
+    def absorb(self, path: Path) -> int:
+        """Copy another ledger's answers and failures that are not here; the number of answers that are new."""
+        before = self.count()
+        try:
+            self._writer.execute("ATTACH DATABASE ? AS other", (str(path),))
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._writer.execute("INSERT OR IGNORE INTO answers SELECT * FROM other.answers")
+            self._writer.execute("INSERT OR IGNORE INTO failures SELECT * FROM other.failures")
+            self._writer.execute("COMMIT")
+            self._writer.execute("DETACH DATABASE other")
+        except sqlite3.Error as error:
+            raise _as_user_error(path, error) from None
+        return self.count() - before
 
     def spent_usd(self, teacher: str | None = None) -> float:
         """Dollars of all answers ever committed here whose price was known; of one teacher, where it is named."""
@@ -287,6 +312,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=60)
 
 
 def _hold(path: Path) -> IO[str]:
