@@ -65,6 +65,8 @@ def _teacher_url(recipe: Recipe, run: Run) -> Iterator[Callable[[], str | None]]
         def url() -> str | None:
             if not isinstance(teacher, EmbeddedTeacher):
                 return teacher.base_url
+            if teacher.backend == "transformers":
+                return None
             if not started:
                 from distill.serve.child import embedded_server
 

@@ -12,7 +12,7 @@ from distill.generate.stage import Task, job_inputs, make_all
 from distill.recipe.schema import Recipe
 from distill.runs import Run
 from distill.teacher.ledger import Ledger
-from distill.teacher.sender import Nobody
+from distill.teacher.sender import Nobody, Senders
 
 _MOST_NAMED = 8
 
@@ -38,7 +38,7 @@ def merge(recipe: Recipe, run: Run, count: int, *, console: Console) -> None:
             "the shards' ledgers have no answer",
             f"run `distill generate RECIPE --shard i/{count}` again: it asks what is missing; then merge",
         )
-        make_all(recipe, todo, ledger, console, base_url=lambda: None, nobody=nobody)
+        make_all(recipe, todo, ledger, console, base_url=lambda: None, senders=Senders(nobody=nobody))
 
 
 def _problems(recipe: Recipe, shard: Shard) -> Iterator[str]:

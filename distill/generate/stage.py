@@ -20,11 +20,11 @@ from distill.recipe.schema import Recipe
 from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import teacher_identity
+from distill.teacher.sender import Senders
 
 if TYPE_CHECKING:
     from distill.generate.job import Finished
     from distill.teacher.panel import Panel
-    from distill.teacher.sender import Nobody
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
@@ -48,9 +48,9 @@ def run(
     if not recipe.generate:
         raise DistillError("the recipe has nothing to generate", remedy="add a 'generate' section")
     if rows is not None:
-        with Ledger(run.ledger_path) as ledger:
+        with Ledger(run.ledger_path) as ledger, Senders(kv_gib=recipe.serve.kv_gib) as senders:
             for job in recipe.generate:
-                asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows))
+                asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows, senders))
         return
     if shard is not None:
         _require_separable(recipe)
@@ -64,8 +64,9 @@ def run(
     if not todo:
         return
     elder = run.whole / run.ledger_path.name if shard is not None else None
-    with Ledger(run.ledger_path, elder=elder) as ledger:
-        make_all(recipe if shard is None else shard.part_of(recipe), todo, ledger, console, base_url=base_url)
+    part = recipe if shard is None else shard.part_of(recipe)
+    with Ledger(run.ledger_path, elder=elder) as ledger, Senders(kv_gib=recipe.serve.kv_gib) as senders:
+        make_all(part, todo, ledger, console, base_url=base_url, senders=senders)
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ def make_all(
     console: Console,
     *,
     base_url: BaseUrl,
-    nobody: Nobody | None = None,
+    senders: Senders,
 ) -> None:
-    """Make the jobs in turn. `nobody`: the ledger alone answers, what it lacks ends everything."""
+    """Make the jobs in turn."""
     partial: list[str] = []
     for task in todo:
         task.folder.begin(task.inputs)
-        finished = asyncio.run(_make(recipe, task, ledger, base_url(), console, nobody))
+        finished = asyncio.run(_make(recipe, task, ledger, base_url(), console, senders))
         partial += [f"{task.name}: {shortfall}" for shortfall in _shortfalls(finished)]
     if partial:
         raise PartialError(
@@ -148,13 +149,13 @@ def _digest_of_sources(package: Path) -> str:
 
 
 async def _make(
-    recipe: Recipe, task: Task, ledger: Ledger, base_url: str | None, console: Console, nobody: Nobody | None
+    recipe: Recipe, task: Task, ledger: Ledger, base_url: str | None, console: Console, senders: Senders
 ) -> Finished:
     # What writes datasets takes a while to import, and a finished run does not need it.
     from distill.generate.job import write_dataset
 
     job, folder = task.job, task.folder
-    async with _panel(recipe, job, ledger, base_url, nobody) as panel:
+    async with _panel(recipe, job, ledger, base_url, senders) as panel:
         finished = await write_dataset(job, panel, folder.path, console, shard=task.shard)
         funnel = finished.funnel
         if not funnel.rows and task.shard is None:
@@ -172,19 +173,19 @@ async def _make(
 
 
 async def _preview(
-    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, console: Console, rows: int
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, console: Console, rows: int, senders: Senders
 ) -> None:
     from distill.generate import preview
     from distill.generate.job import sample_dataset
 
-    async with _panel(recipe, job, ledger, base_url) as panel:
+    async with _panel(recipe, job, ledger, base_url, senders) as panel:
         finished, outcomes = await sample_dataset(job, panel, console, rows)
         preview.show(console, job, finished, outcomes, panel)
 
 
 @asynccontextmanager
 async def _panel(
-    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, nobody: Nobody | None = None
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, senders: Senders
 ) -> AsyncIterator[Panel]:
     """The job's teachers: the recipe's own, and those that the job names."""
     from distill.teacher.client import TeacherClient
@@ -192,13 +193,14 @@ async def _panel(
 
     shared = bool(recipe.teachers)
     async with AsyncExitStack() as stack:
-        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, sender=nobody, shared=shared)
+        way = senders.open(recipe.teacher, base_url)
+        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, sender=way, shared=shared)
         clients = {main.label: await stack.enter_async_context(main)}
         answering = job.teachers.names if job.teachers is not None else (main.label,)
         known = recipe.teachers_by_label()
         for name in answering:
             if name not in clients:
-                client = TeacherClient(known[name], ledger, sender=nobody, shared=shared)
+                client = TeacherClient(known[name], ledger, sender=senders.open(known[name]), shared=shared)
                 clients[name] = await stack.enter_async_context(client)
         weights = job.teachers.weights if job.teachers is not None else None
         yield Panel(main, [clients[name] for name in answering], weights=weights)

@@ -104,8 +104,9 @@ class Recipe(Section):
             if label in labels:
                 yield ("teachers", index), f"'{label}' is the name of another teacher: give it an id of its own", ()
             labels.append(label)
-            if isinstance(teacher, EmbeddedTeacher):
-                yield ("teachers", index, "kind"), "only 'teacher' can be embedded; serve this one and give its URL", ()
+            if isinstance(teacher, EmbeddedTeacher) and teacher.backend == "server":
+                problem = "only 'teacher' is served by the program: set backend: transformers, or give a URL"
+                yield ("teachers", index, "kind"), problem, ()
         for index, job in enumerate(self.generate):
             if job.teachers is None:
                 continue

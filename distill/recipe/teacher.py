@@ -52,11 +52,14 @@ class OpenAITeacher(TeacherCommon):
 
 
 class EmbeddedTeacher(TeacherCommon):
-    """A local checkpoint that the CLI serves on a free loopback port for as long as a verb needs it."""
+    """A local checkpoint: served by the CLI on a free loopback port while a verb needs it, or run in its process."""
 
     kind: Literal["embedded"] = "embedded"
     model: str = "data/teacher"
     dtype: Dtype = "float32"
+    backend: Literal["server", "transformers"] = Field(
+        default="server", description="server: a child process behind the protocol; transformers: in this process"
+    )
     max_concurrency: int = Field(default=128, ge=1, le=4096)
 
 

@@ -11,7 +11,10 @@ import pytest
 from distill.errors import RecipeError
 from distill.recipe.load import load_recipe
 from distill.recipe.schema import Recipe
+from distill.recipe.teacher import EmbeddedTeacher
+from distill.teacher.endpoint import Reply as Sent
 from distill.teacher.ledger import Ledger
+from distill.teacher.requests import Request
 from tests.generate.conftest import Project
 from tests.teacher.mock import Body, MockTeacher, Reply, completion, error
 
@@ -98,6 +101,32 @@ def test_each_budget_counts_its_own_teacher(project: Project) -> None:
     assert "the budget of $0.0005 is spent" in str(failure)
 
 
+def test_a_local_teacher_is_loaded_once_for_all_jobs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    class Fake:
+        def __init__(self, teacher: EmbeddedTeacher, *, kv_gib: float) -> None:
+            loaded.append(teacher.model)
+
+        async def send(self, request: Request) -> Sent:
+            return Sent("hello", None, "stop", 3, 1, 0)
+
+        async def close(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            loaded.append("stopped")
+
+    monkeypatch.setattr("distill.teacher.local.LocalTeacher", Fake)
+    section = project.prompts(["a", "b"])
+    jobs = [{"name": name, "kind": "instruction", "prompts": section, "samples": 2} for name in ("one", "two")]
+    fields = project.recipe("http://127.0.0.1:9/v1", *jobs).model_dump(mode="json")
+    fields["teacher"] = {"kind": "embedded", "model": "somewhere", "backend": "transformers"}
+    project.run(Recipe.model_validate(fields, strict=False))
+    assert loaded == ["somewhere", "stopped"]
+    assert [row["teacher"] for row in project.data("two")] == ["somewhere"] * 2
+
+
 def test_mistakes_are_named(tmp_path: Any) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(
@@ -112,7 +141,7 @@ def test_mistakes_are_named(tmp_path: Any) -> None:
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    for problem in ("the name of another teacher", "only 'teacher' can be embedded", "no teacher 'b'"):
+    for problem in ("the name of another teacher", "only 'teacher' is served", "no teacher 'b'"):
         assert problem in str(caught.value)
     assert "'a' is named twice" in str(caught.value) and "a weight for each of the 3 names; got 1" in str(caught.value)
 
