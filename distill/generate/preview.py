@@ -58,6 +58,9 @@ def _lines(finished: Finished, outcomes: Sequence[Outcome], panel: Panel, total:
     else:
         paid = [math.fsum(cost for cost in each if cost is not None) for each in costs]
         yield f"  cost    about ${project(paid, total, fixed=written.cost_usd * scale).shown(',.4f')}"
+    if any(client.in_batch_mode for client in panel.clients):
+        yield "  time    within a day for each batch, and for each round of questions"
+        return
     parallel = min(sum(client.teacher.max_concurrency for client in panel.clients), total)
     seconds = project([math.fsum(one.latency_seconds for one in each) for each in answers], total)
     yield f"  time    at least {seconds.scaled(1 / parallel).shown(',.1f')} s at {parallel} in flight"

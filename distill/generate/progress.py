@@ -99,6 +99,8 @@ def status_of(panel: Panel, funnel: Funnel, done: Done, total: int | None, secon
         if client.teacher.budget_usd is not None
     ]
     parts.append(f"{panel.in_flight} in flight")
+    if panel.in_batches:
+        parts.append(f"{panel.in_batches:,} in batches")
     if usage.refusals:
         parts.append(f"{usage.refusals} refused")
     return ", ".join(parts)

@@ -40,6 +40,7 @@ from distill.plan.roofline import (
 from distill.plan.shapes import ModelShape, ModelSize, pruned, read_size, scratch_shape
 from distill.recipe.generate import Job
 from distill.recipe.schema import Recipe
+from distill.recipe.teacher import OpenAITeacher, Teacher
 from distill.runs import Run, digest_of
 from distill.teacher.pricing import Rates, blended, rates_of
 
@@ -125,12 +126,19 @@ def _generation(recipe: Recipe, notes: list[str]) -> list[JobCost]:
 def _rates(recipe: Recipe, job: Job) -> Rates | None:
     """The teacher's, or the mean of those who answer the job."""
     if job.teachers is None:
-        return rates_of(recipe.teacher)
+        return _rates_of(recipe.teacher)
     known, names = recipe.teachers_by_label(), job.teachers.names
     weights = job.teachers.weights or (1.0,) * len(names)
     return blended(
-        [(rates_of(known[name]), weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
+        [(_rates_of(known[name]), weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
     )
+
+
+def _rates_of(teacher: Teacher) -> Rates | None:
+    """As the teacher is asked: online, or in batches."""
+    rates = rates_of(teacher)
+    in_batches = isinstance(teacher, OpenAITeacher) and teacher.mode == "batch"
+    return rates.in_batch() if rates is not None and in_batches else rates
 
 
 def _training(

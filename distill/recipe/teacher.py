@@ -22,6 +22,14 @@ class Price(Section):
     batch_output: float | None = Field(default=None, ge=0, description="in a batch; null: as online")
 
 
+class Batch(Section):
+    """How requests go through the provider's Batch API, which answers within a day at a lower price."""
+
+    requests: int = Field(default=10_000, ge=1, le=50_000, description="in one batch, at most")
+    poll_seconds: float = Field(default=30.0, gt=0, description="between two looks at a batch")
+    gather_seconds: float = Field(default=2.0, gt=0, description="a batch goes when nothing joined it for so long")
+
+
 class TeacherCommon(Section):
     """What holds for every teacher that is asked over the OpenAI protocol."""
 
@@ -49,6 +57,8 @@ class OpenAITeacher(TeacherCommon):
         default=None, pattern=r"^https?://\S+$", description="null: OPENAI_BASE_URL, else the public API"
     )
     api_key_env: str = Field(default="OPENAI_API_KEY", description="name of the variable that holds the key")
+    mode: Literal["online", "batch"] = Field(default="online", description="batch: through the Batch API")
+    batch: Batch = Batch()
 
 
 class EmbeddedTeacher(TeacherCommon):

@@ -12,11 +12,14 @@ from typing import NoReturn
 
 from distill.errors import TeacherError
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
-from distill.teacher.endpoint import Attempt, AttemptFailed, Reply
+from distill.teacher.batch_api import BatchApi
+from distill.teacher.batch_queue import BatchQueue
+from distill.teacher.batch_store import BatchStore
+from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
 from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
 from distill.teacher.limits import Gate, Limits
-from distill.teacher.pricing import rates_of
+from distill.teacher.pricing import Rates, rates_of
 from distill.teacher.rates import Bucket, backoff_seconds
 from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
 from distill.teacher.sender import Nobody, Sender, open_sender
@@ -84,6 +87,7 @@ class TeacherClient:
         self._failures_in_a_row = 0
         self._rng = random.Random(0)
         self._stop_event = asyncio.Event()
+        self._batches = self._open_batches()
         self._budget_usd = None if isinstance(sender, Nobody) else teacher.budget_usd
         if self._budget_usd is not None and self.rates is None:
             raise TeacherError(
@@ -96,12 +100,27 @@ class TeacherClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._batches is not None:
+            await self._batches.close()
         await self.sender.close()
 
     @property
     def width(self) -> int:
         """Prompts to work on at once: twice the requests in flight, so that a free place never waits for one."""
-        return 2 * self.teacher.max_concurrency
+        at_once = self.teacher.max_concurrency
+        if isinstance(self.teacher, OpenAITeacher) and self.in_batch_mode:
+            at_once = max(at_once, self.teacher.batch.requests)
+        return 2 * at_once
+
+    @property
+    def in_batch_mode(self) -> bool:
+        """Whether new requests go through the Batch API."""
+        return isinstance(self.teacher, OpenAITeacher) and self.teacher.mode == "batch"
+
+    @property
+    def in_batches(self) -> int:
+        """Requests that wait for a batch."""
+        return self._batches.in_batches if self._batches is not None else 0
 
     def key(self, request: Request) -> str:
         """The request's key in the ledger."""
@@ -110,6 +129,16 @@ class TeacherClient:
     def spent_usd(self) -> float:
         """Dollars of all sessions, this one included."""
         return self._spent_before + self.usage.spent_usd
+
+    def _open_batches(self) -> BatchQueue | None:
+        """Batches to come, or of an earlier run: those are collected whatever the recipe says now."""
+        teacher = self.teacher
+        if not isinstance(teacher, OpenAITeacher) or not isinstance(self.sender, Endpoint):
+            return None
+        store = BatchStore(self.ledger, self.label)
+        api, gather = BatchApi(self.sender), self.in_batch_mode
+        batches = BatchQueue(api, store, teacher.batch, self, model=teacher.model, gather=gather)
+        return None if batches.idle else batches
 
     async def ask(self, request: Request) -> Answer:
         """The committed answer, from the ledger where it is there. Equal requests under way are asked once."""
@@ -163,9 +192,17 @@ class TeacherClient:
             self.stopped = reason
             self._stop_event.set()
             self._gate.close(reason)
+            if self._batches is not None:
+                self._batches.abandon(reason)
 
     async def _ask_anew(self, key: str, request: Request) -> Answer:
-        """All attempts at one request, then the commit of what came of it."""
+        """A batch's answer, where it is in one; else all attempts at it, then the commit of what came of them."""
+        if self._batches is not None:
+            if self.stopped is not None:
+                raise self.stopped
+            answer = await self._batches.answer(key, request)
+            if answer is not None:
+                return answer
         tokens = request.estimated_tokens()
         deadline = self._clock() + self.teacher.deadline_seconds
         answered_before = self.usage.answered
@@ -214,12 +251,19 @@ class TeacherClient:
             raise self.stopped
 
     async def _commit(self, key: str, request: Request, reply: Reply, attempts: int, seconds: float) -> Answer:
+        answer = self._answer(key, reply, self.rates, attempts, seconds)
+        self._spend(answer)
+        await self.ledger.put_answer(answer, self.asker(request))
+        self._tally(answer)
+        return answer
+
+    def _answer(self, key: str, reply: Reply, rates: Rates | None, attempts: int, seconds: float) -> Answer:
         cost = None
-        if self.rates is not None:
-            cost = self.rates.cost_usd(
+        if rates is not None:
+            cost = rates.cost_usd(
                 reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, reply.reasoning_tokens
             )
-        answer = Answer(
+        return Answer(
             key=key,
             text=reply.text,
             refusal=reply.refusal,
@@ -235,15 +279,27 @@ class TeacherClient:
             logprobs=reply.logprobs,
             teacher=self.label,
         )
-        self.usage.spent_usd += cost or 0.0
+
+    def batch_answer(self, key: str, reply: Reply) -> Answer:
+        """An answer at the batch's price; what it took there is not known."""
+        return self._answer(key, reply, None if self.rates is None else self.rates.in_batch(), 1, 0.0)
+
+    def count(self, answer: Answer) -> None:
+        """Usage and budget of a batch's answer, once it is committed."""
+        self.usage.sent += 1
+        self._spend(answer)
+        self._tally(answer)
+
+    def _spend(self, answer: Answer) -> None:
+        self.usage.spent_usd += answer.cost_usd or 0.0
         self._check_budget()
+
+    def _tally(self, answer: Answer) -> None:
         self._failures_in_a_row = 0
-        await self.ledger.put_answer(answer, self._asker(request))
         self.usage.answered += 1
-        self.usage.latency_seconds += seconds
-        self.usage.prompt_tokens += reply.prompt_tokens
-        self.usage.completion_tokens += reply.completion_tokens
-        return answer
+        self.usage.latency_seconds += answer.latency_seconds
+        self.usage.prompt_tokens += answer.prompt_tokens
+        self.usage.completion_tokens += answer.completion_tokens
 
     async def _give_up(self, key: str, request: Request, attempt: Attempt, attempts: int, helpless: bool) -> NoReturn:
         """Record the failure, stop everything where it is everybody's, and raise it."""
@@ -261,7 +317,7 @@ class TeacherClient:
             self.stop(TeacherError(message, remedy=remedy, retryable=error.retryable, status=error.status))
         permanent = not error.retryable
         await self.ledger.put_failure(
-            Failure(key, error.message, error.status, permanent, attempts, time.time()), self._asker(request)
+            Failure(key, error.message, error.status, permanent, attempts, time.time()), self.asker(request)
         )
         raise error
 
@@ -271,5 +327,6 @@ class TeacherClient:
             message = f"the budget of ${budget:g} is spent (${self.spent_usd():.4f}, earlier sessions included)"
             self.stop(TeacherError(message, remedy="raise teacher.budget_usd and run again: nothing is asked twice"))
 
-    def _asker(self, request: Request) -> Asker:
+    def asker(self, request: Request) -> Asker:
+        """Who asks, for the ledger."""
         return Asker(self.label, request.method, request.seed_row, request.sample)

@@ -67,6 +67,10 @@ class Panel:
         return sum(client.limits.in_flight for client in self.clients)
 
     @property
+    def in_batches(self) -> int:
+        return sum(client.in_batches for client in self.clients)
+
+    @property
     def priced(self) -> bool:
         """Whether every teacher's price is known."""
         return all(client.rates is not None for client in self.clients)
