@@ -293,9 +293,9 @@ class TeacherClient:
     def _spend(self, answer: Answer) -> None:
         self.usage.spent_usd += answer.cost_usd or 0.0
         self._check_budget()
+        self._failures_in_a_row = 0  # as it came, not as it was committed: failures after it count
 
     def _tally(self, answer: Answer) -> None:
-        self._failures_in_a_row = 0
         self.usage.answered += 1
         self.usage.latency_seconds += answer.latency_seconds
         self.usage.prompt_tokens += answer.prompt_tokens
