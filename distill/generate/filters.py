@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 from distill.generate.prompts import Prompt
 from distill.recipe.filters import Profile
@@ -24,7 +25,7 @@ _LONGEST = {"english": 150, "unicode": 1000}
 _OPENING = {"Ps", "Pi"}  # brackets and quotation marks that open something
 
 
-def unusable(answer: Answer) -> str | None:
+def unusable(answer: Answer) -> Literal["truncated", "refused", "empty"] | None:
     """Why an answer is no answer: `truncated`, `refused` (by the provider), `empty`; None where it is one."""
     if answer.refusal is not None or answer.finish_reason == "content_filter":
         return "refused"

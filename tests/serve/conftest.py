@@ -29,10 +29,12 @@ class Running:
     tokenizer: PreTrainedTokenizerFast
 
 
-def start(engine: Engine, *, api_key: str | None = None, limits: Limits = Limits()) -> tuple[uvicorn.Server, str]:
+def start(
+    engine: Engine, *, api_key: str | None = None, limits: Limits = Limits(), model_name: str = MODEL
+) -> tuple[uvicorn.Server, str]:
     """Run an app until `should_exit` is set; returns once it answers."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(engine, model_name=MODEL, api_key=api_key, limits=limits)
+    app = create_app(engine, model_name=model_name, api_key=api_key, limits=limits)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     while not server.started:
