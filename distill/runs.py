@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,9 +116,11 @@ class StageFolder:
         seed: int | None = None,
         cost_usd: float | None = None,
         notes: list[str] | None = None,
+        apart: Collection[str] = (),
     ) -> Manifest:
-        """Write the manifest; from here on the stage is done."""
-        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name not in (MANIFEST, _BEGUN))
+        """Write the manifest; from here on the stage is done. Files named in `apart` say how it went: no outputs."""
+        apart = {MANIFEST, _BEGUN, *apart}
+        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name not in apart)
         manifest = Manifest(
             stage=self.stage,
             variant=self.variant,

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from distill import tasks
 from distill.errors import DistillError, PartialError
-from distill.generate.hub import push, require_token
+from distill.generate.hub import PUSHED, push, require_token
 from distill.generate.inputs import files_of, samples_of
 from distill.generate.shards import Shard
 from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
@@ -22,7 +22,7 @@ from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import teacher_identity
 from distill.teacher.sender import Senders
-from distill.track import Tracker
+from distill.track import METRICS, Tracker
 
 if TYPE_CHECKING:
     from distill.generate.job import Finished
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
+_LOGS = (METRICS, PUSHED)
 
 
 def run(
@@ -142,7 +143,7 @@ def make_all(
             tracker.summary(metrics)
             tracker.artifact(f"{recipe.name}-{job.name}", "dataset", folder.path, inputs)
         cost, notes = finished.funnel.cost_usd, _shortfalls(finished)
-        folder.finish(recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=cost, notes=notes)
+        folder.finish(recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=cost, notes=notes, apart=_LOGS)
         partial += [f"{task.name}: {shortfall}" for shortfall in notes]
     return partial
 

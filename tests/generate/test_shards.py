@@ -168,3 +168,10 @@ def test_written_prompts_have_no_parts(project: Project) -> None:
     recipe = project.recipe("http://127.0.0.1:9/v1", {"name": "self", "kind": "instruction", "prompts": section})
     with pytest.raises(DistillError, match="self_instruct have no parts"):
         run_shard(recipe, Shard(1, 2))
+
+
+def test_a_forest_of_all_rows_has_no_parts(project: Project) -> None:
+    section = {"name": "code", "kind": "code", "verdict": "none", "prompts": project.prompts(TEXTS), "educational": {}}
+    recipe = project.recipe("http://127.0.0.1:9/v1", section)
+    with pytest.raises(DistillError, match="has no parts"):
+        run_shard(recipe, Shard(1, 2))
