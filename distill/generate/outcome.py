@@ -171,7 +171,7 @@ class Workbench:
             "prompt_tokens": sum(one.prompt_tokens for one in paid),
             "completion_tokens": sum(one.completion_tokens for one in paid),
             "cost_usd": math.fsum(known) if len(known) == len(costs) else None,
-            "created_at": answer.created_at,
+            "created_at": answer.created_at or None,  # of a file's answer nobody knows
         }
 
 

@@ -61,7 +61,7 @@ def open_prompts(section: TaskPrompts | FilePrompts, system: str | None) -> Prom
     if not path.is_file():
         raise DataError(f"no prompts at {path}", remedy="mend prompts.path; it is relative to the working folder")
     rows, total = read_rows(path)
-    prompts = (_from_row(row, section.column, system, f"{path}:{number}") for number, row in enumerate(rows, 1))
+    prompts = (_from_row(row, section, system, f"{path}:{number}") for number, row in enumerate(rows, 1))
     limit = section.count
     if limit is None:
         return PromptSource(prompts, total)
@@ -144,10 +144,11 @@ def _read_parquet(path: Path) -> tuple[Iterator[Mapping[str, Any]], int]:
     return (row for batch in file.iter_batches(1024) for row in batch.to_pylist()), file.metadata.num_rows
 
 
-def _from_row(row: Mapping[str, Any], column: str, system: str | None, where: str) -> Prompt:
-    if column not in row:
-        raise DataError(f"{where}: no column '{column}'; there are {', '.join(row)}", remedy="set prompts.column")
-    messages = _messages(row[column], where)
+def _from_row(row: Mapping[str, Any], section: FilePrompts, system: str | None, where: str) -> Prompt:
+    for key, column in (("column", section.column), ("answer", section.answer)):
+        if column is not None and column not in row:
+            raise DataError(f"{where}: no column '{column}'; there are {', '.join(row)}", remedy=f"set prompts.{key}")
+    messages = _messages(row[section.column], where)
     if system is not None and messages[0]["role"] != "system":
         messages = ({"role": "system", "content": system}, *messages)
     named = row.get("id")
@@ -162,7 +163,18 @@ def _from_row(row: Mapping[str, Any], column: str, system: str | None, where: st
         family=None if family is None else str(family),
         entry_point=None if entry_point is None else str(entry_point),
         tests=tuple(tests),
+        given=None if section.answer is None else _given(row[section.answer], messages, where),
     )
+
+
+def _given(value: Any, messages: tuple[Message, ...], where: str) -> Answer | None:
+    """An answer that came with the file: nobody was asked and nothing was paid. None for an empty one."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: an answer is a text, not {type(value).__name__}", remedy="set prompts.answer")
+    text = _clean(value)
+    key = hashlib.sha256(json.dumps(["file", messages, text]).encode()).hexdigest()
+    name = where.rpartition(":")[0].rpartition("/")[2]
+    return Answer(key, text, "stop", 0, 0, 0, 0.0, 0, 0.0, 0.0, teacher=f"file:{name}") if text.strip() else None
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:

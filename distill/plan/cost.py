@@ -64,7 +64,10 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
     answer = plan.completion_tokens if plan.completion_tokens is not None else job.sampling.max_tokens / 2
     if prompts is None:
         return JobCost(job.name, job.kind, None, None, None, None, None, None, mean, source)
-    written_too = isinstance(job.prompts, _WITH_ANSWERS)  # the first answer comes with the prompt
+    # The first answer comes with the prompt.
+    written_too = isinstance(job.prompts, _WITH_ANSWERS) or (
+        isinstance(job.prompts, FilePrompts) and job.prompts.answer is not None
+    )
     requests = float(prompts * (job.samples - written_too))
     asked, answered = requests * mean, requests * answer
     if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):

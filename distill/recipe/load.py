@@ -159,8 +159,9 @@ def _explain(error: Any, where: _Positions, document: CommentedMap) -> str:
         problem = f"must be one of {', '.join(choices)}; got {value!r}" + _suggest(value, choices)
     elif kind == "union_tag_not_found":
         problem = f"needs the key {context.get('discriminator')}"
-    elif kind == "value_error":
+    elif kind == "value_error":  # of a whole section; where that is one of a union, its tag ends the location
         problem = str(context["error"])
+        location = location if _value_at(document, location) is not None else location[:-1]
     else:
         message = error["msg"][0].lower() + error["msg"][1:]
         problem = f"{message.replace('input should', 'should')}; got {_short(error.get('input'))}"

@@ -36,6 +36,9 @@ class FilePrompts(Section):
     source: Literal["file"]
     path: str
     column: str = "prompt"
+    answer: str | None = Field(
+        default=None, description="column of answers that are there already: the first sample of each, not asked for"
+    )
     count: int | None = Field(default=None, ge=1, description="only the first so many")
 
 

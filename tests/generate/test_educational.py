@@ -68,6 +68,20 @@ def test_a_sample_is_labelled_and_the_rest_follows(project: Project) -> None:
     assert sorted(path.name for path in folder.glob("*.parquet")) == ["data.parquet", "rejected.parquet"]
 
 
+def test_an_existing_corpus_is_sifted(project: Project) -> None:
+    """Nothing is asked but the labels, and the rows say where they came from."""
+    rows = [{"doc": f"program {n}", "code": program(n)} for n in range(90)]
+    prompts = {**project.prompts(rows), "column": "doc", "answer": "code"}
+    job = {"name": "code", "kind": "code", "verdict": "none", "prompts": prompts, "educational": {"sample": 45}}
+    with MockTeacher(teaches) as mock:
+        project.run(project.recipe(mock.base_url, job))
+        assert len(mock.requests) == 45 and all(text.startswith("Determine") for text in mock.prompts())
+    kept = project.data("code")
+    assert [row["messages"][1]["content"] for row in kept] == [program(n) for n in range(90) if n % 3]
+    assert {row["teacher"] for row in kept} == {"file:prompts.jsonl"} and kept[0]["created_at"] is None
+    assert len({row["request_hash"] for row in kept}) == 60
+
+
 def test_seeds_of_oss_instruct_are_sifted(project: Project) -> None:
     seeds = [{"content": program(n)} for n in range(90)]
     project.prompts(seeds, name="seeds.jsonl")

@@ -74,6 +74,21 @@ def test_a_broken_file_says_where(content: bytes, message: str, tmp_path: Path) 
         list(opened(path).prompts)
 
 
+def test_answers_that_are_there_already(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": "a", "code": "x = 1"}, {"prompt": "b", "code": " "}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = opened(path, answer="code").prompts
+    assert first.given is not None and (first.given.text, first.given.cost_usd) == ("x = 1", 0.0)
+    assert first.given.teacher == "file:p.jsonl" and second.given is None
+    assert next(iter(opened(path).prompts)).given is None
+    with pytest.raises(DataError, match="no column 'answer'; there are prompt, code"):
+        list(opened(path, answer="answer").prompts)
+    path.write_text('{"prompt": "a", "code": 3}\n')
+    with pytest.raises(DataError, match="an answer is a text, not int"):
+        list(opened(path, answer="code").prompts)
+
+
 def test_missing_and_corrupt_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompts at"):
         opened(tmp_path / "none.jsonl")

@@ -92,6 +92,10 @@ def test_an_override_is_validated_and_named(tmp_path: Path) -> None:
         ("name: Bad Name\n", "r.yaml:1:1: name: "),
         ("teacher: {kind: emedded}\nname: a\n", "teacher.kind: must be one of openai, embedded; got 'emedded'"),
         ("name: a\nstudent: {}\n", "needs either 'model' or 'scratch'"),
+        (
+            "name: a\ngenerate: [{name: j, kind: preference, prompts: {source: file, path: x}, feedback: {}}]\n",
+            "r.yaml:2:12: generate.0: 'feedback' belongs to rank: feedback, this job has rank: judge",
+        ),
     ],
 )
 def test_broken_documents_give_one_clear_line(tmp_path: Path, text: str, expected: str) -> None:
