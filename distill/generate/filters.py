@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Literal
 from distill.generate.prompts import Prompt
 from distill.recipe.filters import Profile
 from distill.teacher.requests import Answer
+from distill.text.digest_set import DigestSet
 from distill.text.likeness import Likeness
 from distill.text.units import length, normalize, units
 
@@ -38,16 +38,12 @@ class Seen:
     """Recognises prompts that came before: equal after NFKC, case folding and collapsing white space."""
 
     def __init__(self) -> None:
-        self._digests: set[bytes] = set()
+        self._texts = DigestSet()
 
     def before(self, prompt: Prompt) -> bool:
         """True where an equal prompt was given to this function earlier."""
         text = normalize("\0".join(message["content"] for message in prompt.messages))
-        digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
-        if digest in self._digests:
-            return True
-        self._digests.add(digest)
-        return False
+        return not self._texts.add(text)
 
 
 def bad_instruction(
