@@ -49,7 +49,7 @@ class TeacherClient:
     """One teacher, one ledger, one policy. Use as an async context manager.
 
     `sender`: another way to it than its recipe section says. `shared`: other teachers fill the ledger too; the budget
-    then counts this one's answers only.
+    then counts this one's answers only. `online`: no new batches, whatever the recipe says.
 
     `ask` raises TeacherError for a request that failed; `stopped` says when all of them are bound to (wrong key,
     unreachable, budget spent, failure after failure): whoever runs a job then stops too, and a later run goes on.
@@ -64,6 +64,7 @@ class TeacherClient:
         api_key: str | None = None,
         sender: Sender | None = None,
         shared: bool = False,
+        online: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.teacher = teacher
@@ -87,7 +88,7 @@ class TeacherClient:
         self._failures_in_a_row = 0
         self._rng = random.Random(0)
         self._stop_event = asyncio.Event()
-        self._batches = self._open_batches()
+        self._batches = self._open_batches(gather=self.in_batch_mode and not online)
         self._budget_usd = None if isinstance(sender, Nobody) else teacher.budget_usd
         if self._budget_usd is not None and self.rates is None:
             raise TeacherError(
@@ -114,7 +115,7 @@ class TeacherClient:
 
     @property
     def in_batch_mode(self) -> bool:
-        """Whether new requests go through the Batch API."""
+        """Whether the recipe asks through the Batch API."""
         return isinstance(self.teacher, OpenAITeacher) and self.teacher.mode == "batch"
 
     @property
@@ -130,14 +131,13 @@ class TeacherClient:
         """Dollars of all sessions, this one included."""
         return self._spent_before + self.usage.spent_usd
 
-    def _open_batches(self) -> BatchQueue | None:
+    def _open_batches(self, *, gather: bool) -> BatchQueue | None:
         """Batches to come, or of an earlier run: those are collected whatever the recipe says now."""
         teacher = self.teacher
         if not isinstance(teacher, OpenAITeacher) or not isinstance(self.sender, Endpoint):
             return None
         store = BatchStore(self.ledger, self.label)
-        api, gather = BatchApi(self.sender), self.in_batch_mode
-        batches = BatchQueue(api, store, teacher.batch, self, model=teacher.model, gather=gather)
+        batches = BatchQueue(BatchApi(self.sender), store, teacher.batch, self, model=teacher.model, gather=gather)
         return None if batches.idle else batches
 
     async def ask(self, request: Request) -> Answer:
@@ -289,6 +289,14 @@ class TeacherClient:
         self.usage.sent += 1
         self._spend(answer)
         self._tally(answer)
+
+    def usual_cost_usd(self, answer: Answer) -> float | None:
+        """What such an answer costs as the recipe asks for it, however this one was had."""
+        rates = self.rates.in_batch() if self.rates is not None and self.in_batch_mode else self.rates
+        if rates is None:
+            return None
+        tokens = (answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens, answer.reasoning_tokens)
+        return rates.cost_usd(*tokens)
 
     def _spend(self, answer: Answer) -> None:
         self.usage.spent_usd += answer.cost_usd or 0.0
