@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 
 from distill.errors import TeacherError
-from distill.teacher.client import TeacherClient, Usage
+from distill.teacher.accounts import Usage
+from distill.teacher.client import TeacherClient
 from distill.teacher.requests import Answer
 
 _DRAWS = 1 << 53

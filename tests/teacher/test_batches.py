@@ -16,7 +16,8 @@ import pytest
 from distill.errors import TeacherError
 from distill.recipe.generate import Sampling
 from distill.recipe.teacher import Batch, OpenAITeacher, Price
-from distill.teacher.client import TeacherClient, Usage
+from distill.teacher.accounts import Usage
+from distill.teacher.client import TeacherClient
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import Answer, ChatRequest, CompletionRequest, Request
 from tests.generate.conftest import Project, project
