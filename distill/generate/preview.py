@@ -52,7 +52,7 @@ def _lines(finished: Finished, outcomes: Sequence[Outcome], panel: Panel, total:
     per_prompt = [float(sum(one.prompt_tokens + one.completion_tokens for one in each)) for each in answers]
     tokens = project(per_prompt, total, fixed=written.tokens * scale)
     yield f"  tokens  about {tokens.shown(',.0f')}"
-    costs = [[one.cost_usd for one in each] for each in answers]
+    costs = [[panel.usual_cost_usd(one) for one in each] for each in answers]
     if written.cost_usd is None or any(cost is None for each in costs for cost in each):
         yield "  cost    unknown: set teacher.price"
     else:

@@ -73,11 +73,14 @@ async def shown(
             await asyncio.sleep(_REFRESH_SECONDS)
 
     async def log() -> None:
+        before = 0
         while True:
             await asyncio.sleep(_SECONDS_A_LINE)
-            seconds = time.monotonic() - started_at
-            line = f"{name}: {done.prompts:,} prompts, {status_of(panel, funnel, done, total, seconds)}"
-            console.print(f"{line}, {remaining(done, total, seconds)}", highlight=False)
+            status = status_of(panel, funnel, done, total, time.monotonic() - started_at)
+            left = None if total is None else total - done.prompts
+            time_left = remaining(left, (done.prompts - before) / _SECONDS_A_LINE)
+            console.print(f"{name}: {done.prompts:,} prompts, {status}, {time_left}", highlight=False)
+            before = done.prompts
 
     with progress:
         drawing = asyncio.create_task(redraw() if console.is_terminal else log())
@@ -124,9 +127,9 @@ def status_of(panel: Panel, funnel: Funnel, done: Done, total: int | None, secon
     return ", ".join(parts)
 
 
-def remaining(done: Done, total: int | None, seconds: float) -> str:
-    """The time left at the pace so far."""
-    if total is None or not done.prompts:
+def remaining(prompts: int | None, prompts_per_second: float) -> str:
+    """The time left at this pace, which is the last minute's: what the ledger answers goes by at once."""
+    if prompts is None or prompts_per_second <= 0:
         return "time left unknown"
-    left = round(seconds * (total - done.prompts) / done.prompts)
+    left = round(prompts / prompts_per_second)
     return f"about {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"

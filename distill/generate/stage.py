@@ -239,29 +239,30 @@ async def _preview(
     from distill.generate import preview
     from distill.generate.job import sample_dataset
 
-    async with _panel(recipe, job, ledger, base_url, senders) as panel:
+    async with _panel(recipe, job, ledger, base_url, senders, online=True) as panel:
         finished, outcomes = await sample_dataset(job, panel, console, rows)
         preview.show(console, job, finished, outcomes, panel)
 
 
 @asynccontextmanager
 async def _panel(
-    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, senders: Senders
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, senders: Senders, online: bool = False
 ) -> AsyncIterator[Panel]:
-    """The job's teachers: the recipe's own, and those that the job names."""
+    """The job's teachers: the recipe's own, and those that the job names. `online`: without waiting for batches."""
     from distill.teacher.client import TeacherClient
     from distill.teacher.panel import Panel
 
     shared = bool(recipe.teachers)
     async with AsyncExitStack() as stack:
         way = senders.open(recipe.teacher, base_url)
-        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, sender=way, shared=shared)
+        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, sender=way, shared=shared, online=online)
         clients = {main.label: await stack.enter_async_context(main)}
         answering = job.teachers.names if job.teachers is not None else (main.label,)
         known = recipe.teachers_by_label()
         for name in answering:
             if name not in clients:
-                client = TeacherClient(known[name], ledger, sender=senders.open(known[name]), shared=shared)
+                way = senders.open(known[name])
+                client = TeacherClient(known[name], ledger, sender=way, shared=shared, online=online)
                 clients[name] = await stack.enter_async_context(client)
         weights = job.teachers.weights if job.teachers is not None else None
         yield Panel(main, [clients[name] for name in answering], weights=weights)

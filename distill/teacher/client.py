@@ -7,11 +7,11 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import astuple, dataclass
 from typing import NoReturn
 
 from distill.errors import TeacherError
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.teacher.accounts import Accounts
 from distill.teacher.batch_api import BatchApi
 from distill.teacher.batch_queue import BatchQueue
 from distill.teacher.batch_store import BatchStore
@@ -19,7 +19,6 @@ from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
 from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
 from distill.teacher.limits import Gate, Limits
-from distill.teacher.pricing import Rates, rates_of
 from distill.teacher.rates import Bucket, backoff_seconds
 from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
 from distill.teacher.sender import Nobody, Sender, open_sender
@@ -27,29 +26,11 @@ from distill.teacher.sender import Nobody, Sender, open_sender
 FAILURES_IN_A_ROW = 20
 
 
-@dataclass
-class Usage:
-    """What this session did, for progress and manifests."""
-
-    sent: int = 0  # attempts that went out
-    answered: int = 0
-    from_ledger: int = 0
-    failed: int = 0
-    refusals: int = 0  # 429 and 503
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    spent_usd: float = 0.0
-    latency_seconds: float = 0.0  # summed over answers
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
-
-
 class TeacherClient:
     """One teacher, one ledger, one policy. Use as an async context manager.
 
     `sender`: another way to it than its recipe section says. `shared`: other teachers fill the ledger too; the budget
-    then counts this one's answers only.
+    then counts this one's answers only. `online`: no new batches, whatever the recipe says.
 
     `ask` raises TeacherError for a request that failed; `stopped` says when all of them are bound to (wrong key,
     unreachable, budget spent, failure after failure): whoever runs a job then stops too, and a later run goes on.
@@ -64,15 +45,18 @@ class TeacherClient:
         api_key: str | None = None,
         sender: Sender | None = None,
         shared: bool = False,
+        online: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.teacher = teacher
         self.ledger = ledger
-        self.rates = rates_of(teacher)
-        self.usage = Usage()
         self.stopped: TeacherError | None = None
         self.sender = sender or open_sender(teacher, base_url, api_key=api_key)
         self.label = teacher_label(teacher)
+        spent_before = ledger.spent_usd(self.label if shared else None)
+        self._accounts = Accounts(teacher, spent_before=spent_before, limited=not isinstance(sender, Nobody))
+        self.usage = self._accounts.usage
+        self.rates = self._accounts.rates
         self._keys = KeyMaker(teacher_identity(teacher, base_url))
         rpm, tpm = teacher.requests_per_minute, teacher.tokens_per_minute
         self.limits = Limits(
@@ -83,17 +67,10 @@ class TeacherClient:
         self._clock = clock
         self._gate = Gate(self.limits, clock)
         self._asking: dict[str, asyncio.Future[Answer]] = {}
-        self._spent_before = ledger.spent_usd(self.label if shared else None)
         self._failures_in_a_row = 0
         self._rng = random.Random(0)
         self._stop_event = asyncio.Event()
-        self._batches = self._open_batches()
-        self._budget_usd = None if isinstance(sender, Nobody) else teacher.budget_usd
-        if self._budget_usd is not None and self.rates is None:
-            raise TeacherError(
-                f"teacher.budget_usd is set, but the price of '{teacher.model}' is unknown",
-                remedy="set teacher.price.input and .output in dollars per million tokens",
-            )
+        self._batches = self._open_batches(gather=self.in_batch_mode and not online)
         self._check_budget()
 
     async def __aenter__(self) -> TeacherClient:
@@ -114,7 +91,7 @@ class TeacherClient:
 
     @property
     def in_batch_mode(self) -> bool:
-        """Whether new requests go through the Batch API."""
+        """Whether the recipe asks through the Batch API."""
         return isinstance(self.teacher, OpenAITeacher) and self.teacher.mode == "batch"
 
     @property
@@ -128,16 +105,15 @@ class TeacherClient:
 
     def spent_usd(self) -> float:
         """Dollars of all sessions, this one included."""
-        return self._spent_before + self.usage.spent_usd
+        return self._accounts.spent_usd()
 
-    def _open_batches(self) -> BatchQueue | None:
+    def _open_batches(self, *, gather: bool) -> BatchQueue | None:
         """Batches to come, or of an earlier run: those are collected whatever the recipe says now."""
         teacher = self.teacher
         if not isinstance(teacher, OpenAITeacher) or not isinstance(self.sender, Endpoint):
             return None
         store = BatchStore(self.ledger, self.label)
-        api, gather = BatchApi(self.sender), self.in_batch_mode
-        batches = BatchQueue(api, store, teacher.batch, self, model=teacher.model, gather=gather)
+        batches = BatchQueue(BatchApi(self.sender), store, teacher.batch, self, model=teacher.model, gather=gather)
         return None if batches.idle else batches
 
     async def ask(self, request: Request) -> Answer:
@@ -251,55 +227,30 @@ class TeacherClient:
             raise self.stopped
 
     async def _commit(self, key: str, request: Request, reply: Reply, attempts: int, seconds: float) -> Answer:
-        answer = self._answer(key, reply, self.rates, attempts, seconds)
+        answer = self._accounts.answer(key, reply, attempts=attempts, seconds=seconds)
         self._spend(answer)
         await self.ledger.put_answer(answer, self.asker(request))
-        self._tally(answer)
+        self._accounts.tally(answer)
         return answer
-
-    def _answer(self, key: str, reply: Reply, rates: Rates | None, attempts: int, seconds: float) -> Answer:
-        cost = None
-        if rates is not None:
-            cost = rates.cost_usd(
-                reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, reply.reasoning_tokens
-            )
-        return Answer(
-            key=key,
-            text=reply.text,
-            refusal=reply.refusal,
-            finish_reason=reply.finish_reason,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            cached_tokens=reply.cached_tokens,
-            cost_usd=cost,
-            attempts=attempts,
-            latency_seconds=seconds,
-            created_at=time.time(),
-            reasoning_tokens=reply.reasoning_tokens,
-            logprobs=reply.logprobs,
-            teacher=self.label,
-        )
 
     def batch_answer(self, key: str, reply: Reply) -> Answer:
         """An answer at the batch's price; what it took there is not known."""
-        return self._answer(key, reply, None if self.rates is None else self.rates.in_batch(), 1, 0.0)
+        return self._accounts.answer(key, reply, attempts=1, seconds=0.0, in_batch=True)
 
     def count(self, answer: Answer) -> None:
         """Usage and budget of a batch's answer, once it is committed."""
         self.usage.sent += 1
         self._spend(answer)
-        self._tally(answer)
+        self._accounts.tally(answer)
+
+    def usual_cost_usd(self, answer: Answer) -> float | None:
+        """What such an answer costs as the recipe asks for it."""
+        return self._accounts.cost_of(answer, in_batch=self.in_batch_mode)
 
     def _spend(self, answer: Answer) -> None:
-        self.usage.spent_usd += answer.cost_usd or 0.0
+        self._accounts.spend(answer)
         self._check_budget()
         self._failures_in_a_row = 0  # as it came, not as it was committed: failures after it count
-
-    def _tally(self, answer: Answer) -> None:
-        self.usage.answered += 1
-        self.usage.latency_seconds += answer.latency_seconds
-        self.usage.prompt_tokens += answer.prompt_tokens
-        self.usage.completion_tokens += answer.completion_tokens
 
     async def _give_up(self, key: str, request: Request, attempt: Attempt, attempts: int, helpless: bool) -> NoReturn:
         """Record the failure, stop everything where it is everybody's, and raise it."""
@@ -322,10 +273,9 @@ class TeacherClient:
         raise error
 
     def _check_budget(self) -> None:
-        budget = self._budget_usd
-        if budget is not None and self.spent_usd() >= budget:
-            message = f"the budget of ${budget:g} is spent (${self.spent_usd():.4f}, earlier sessions included)"
-            self.stop(TeacherError(message, remedy="raise teacher.budget_usd and run again: nothing is asked twice"))
+        reason = self._accounts.overspent()
+        if reason is not None:
+            self.stop(reason)
 
     def asker(self, request: Request) -> Asker:
         """Who asks, for the ledger."""

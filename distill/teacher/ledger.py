@@ -8,75 +8,17 @@ tombstones beside the answers.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import queue
 import sqlite3
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from distill.errors import DistillError, TeacherError
+from distill.errors import TeacherError
+from distill.teacher.ledger_file import as_user_error, connect, connect_to_read, hold
 from distill.teacher.requests import Answer
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY,
-    teacher TEXT NOT NULL,
-    method TEXT NOT NULL,
-    seed_row TEXT NOT NULL,
-    sample INTEGER NOT NULL,
-    text TEXT NOT NULL,
-    refusal TEXT,
-    finish_reason TEXT NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    cost_usd REAL,
-    attempts INTEGER NOT NULL,
-    latency_seconds REAL NOT NULL,
-    created_at REAL NOT NULL,
-    reasoning_tokens INTEGER NOT NULL DEFAULT 0,
-    logprobs BLOB
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS failures (
-    key TEXT PRIMARY KEY,
-    teacher TEXT NOT NULL,
-    method TEXT NOT NULL,
-    seed_row TEXT NOT NULL,
-    sample INTEGER NOT NULL,
-    message TEXT NOT NULL,
-    status INTEGER,
-    permanent INTEGER NOT NULL,
-    attempts INTEGER NOT NULL,
-    created_at REAL NOT NULL
-) WITHOUT ROWID;
-"""
-_BATCHES = """
-CREATE TABLE IF NOT EXISTS batches (
-    token TEXT PRIMARY KEY,
-    teacher TEXT NOT NULL,
-    path TEXT NOT NULL,
-    file_id TEXT,
-    batch_id TEXT,
-    created_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS batch_requests (
-    key TEXT PRIMARY KEY,
-    token TEXT NOT NULL,
-    method TEXT NOT NULL,
-    seed_row TEXT NOT NULL,
-    sample INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS batch_requests_by_token ON batch_requests (token);
-"""
-_VERSION = 3
-_FROM_VERSION_1 = """
-ALTER TABLE answers ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE answers ADD COLUMN logprobs BLOB;
-"""
-_CHANGES = {0: _SCHEMA + _BATCHES, 1: _FROM_VERSION_1 + _BATCHES, 2: _BATCHES}
 _PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _PUT_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?)"
 _CLEAR_FAILURE = "DELETE FROM failures WHERE key = ?"
@@ -127,14 +69,14 @@ class Ledger:
     def __init__(self, path: Path, *, elder: Path | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._holder = _hold(path)
+        self._holder = hold(path)
         try:
-            self._reader = _connect(path)
-            self._writer = _connect(path)
-            self._elder = _connect_to_read(elder) if elder is not None and elder.is_file() else None
+            self._reader = connect(path)
+            self._writer = connect(path)
+            self._elder = connect_to_read(elder) if elder is not None and elder.is_file() else None
         except sqlite3.Error as error:
             self._holder.close()
-            raise _as_user_error(path, error) from None
+            raise as_user_error(path, error) from None
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_loop, name="ledger", daemon=True)
         self._thread.start()
@@ -169,7 +111,7 @@ class Ledger:
                 if failed is not None:
                     return TeacherError(failed[0], status=failed[1])
         except sqlite3.Error as error:
-            raise _as_user_error(self.path, error) from None
+            raise as_user_error(self.path, error) from None
         return None
 
     def absorb(self, path: Path) -> int:
@@ -183,7 +125,7 @@ class Ledger:
             self._writer.execute("COMMIT")
             self._writer.execute("DETACH DATABASE other")
         except sqlite3.Error as error:
-            raise _as_user_error(path, error) from None
+            raise as_user_error(path, error) from None
         return self.count() - before
 
     def spent_usd(self, teacher: str | None = None) -> float:
@@ -256,7 +198,7 @@ class Ledger:
         except Exception as error:  # whatever it is, those who wait must hear it: this thread has nobody else to tell
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-            return _as_user_error(self.path, error) if isinstance(error, sqlite3.Error) else error
+            return as_user_error(self.path, error) if isinstance(error, sqlite3.Error) else error
         self.commits += 1
         return None
 
@@ -325,53 +267,3 @@ def _resolve(futures: list[asyncio.Future[None]], error: Exception | None) -> No
             future.set_result(None)
         else:
             future.set_exception(error)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (*_CHANGES, _VERSION):
-            raise sqlite3.DatabaseError(f"it is of version {version}, this program reads {_VERSION}")
-        if version != _VERSION:  # in one transaction: a kill leaves the old version or the new
-            connection.executescript(f"BEGIN IMMEDIATE;{_CHANGES[version]}PRAGMA user_version={_VERSION};COMMIT;")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=60)
-
-
-def _hold(path: Path) -> IO[str]:
-    """Lock the ledger for this process."""
-    handle = open(path.with_name(path.name + ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 - held until close()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        raise DistillError(f"{path} is in use by {holder}", remedy="wait for it or stop it") from None
-    handle.seek(0)
-    handle.truncate()
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
-    return handle
-
-
-def _as_user_error(path: Path, error: sqlite3.Error) -> DistillError:
-    text = str(error)
-    if "disk is full" in text or "disk I/O" in text:
-        return DistillError(
-            f"cannot write {path}: {text}", remedy="make room on that disk and run again; answers so far are kept"
-        )
-    if isinstance(error, sqlite3.OperationalError):
-        return DistillError(f"cannot use {path}: {text}", remedy="check that the folder can be written")
-    return DistillError(
-        f"{path} is not a readable ledger: {text}", remedy="move it away to ask everything anew, or restore a copy"
-    )

@@ -7,7 +7,9 @@ import math
 from collections.abc import Sequence
 
 from distill.errors import TeacherError
-from distill.teacher.client import TeacherClient, Usage
+from distill.teacher.accounts import Usage
+from distill.teacher.client import TeacherClient
+from distill.teacher.requests import Answer
 
 _DRAWS = 1 << 53
 
@@ -41,6 +43,11 @@ class Panel:
         if self.weights is None:
             return self._by_label[in_turn(key, sample, labels)]
         return self._by_label[by_weight(key, sample, labels, self.weights)]
+
+    def usual_cost_usd(self, answer: Answer) -> float | None:
+        """What such an answer costs in the whole job; None where the price is unknown."""
+        client = next((one for one in self.clients if one.label == answer.teacher), None)
+        return answer.cost_usd if client is None else client.usual_cost_usd(answer)
 
     def shares(self) -> list[tuple[TeacherClient, float]]:
         """Each answering teacher and its part of the rows."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 
 import pytest
+from rich.console import Console
 
+from distill.generate import stage
 from distill.generate.outcome import Outcome
 from distill.generate.progress import Done, remaining
 from distill.generate.projection import Estimate, project, t_quantile
+from distill.runs import Run
 from distill.teacher.requests import Answer
+from tests.generate.conftest import Project
+from tests.teacher.mock import MockTeacher, completion
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,27 @@ def test_the_bar_projects_the_dollars_of_the_whole() -> None:
     assert done.dollars(10) == "cost unknown"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_running_job_says_what_it_costs_and_how_long_it_takes(
+    terminal: bool, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar on a terminal, lines elsewhere. An answer costs $20e-6, all 30 of them $0.0006."""
+    monkeypatch.setattr("distill.generate.progress._REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr("distill.generate.progress._SECONDS_A_LINE", 0.01)
+    job = {"name": "inst", "kind": "instruction", "prompts": project.prompts([f"q{n}" for n in range(30)])}
+    with MockTeacher(lambda body, number: completion("x", delay=0.02)) as mock:
+        price = {"input": 1.0, "output": 2.0}
+        recipe = project.recipe(mock.base_url, job, max_concurrency=2, price=price, budget_usd=1.0)
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=250)
+        stage.run(recipe, Run(recipe), base_url=lambda: None, console=console)
+    printed = out.getvalue()
+    assert "of about $0.0006" in printed and "2 in flight" in printed
+    assert "of mock's budget of $1" in printed
+    assert ("-:--:--" if terminal else " left") in printed
+
+
 def test_the_time_left() -> None:
-    assert remaining(Done(prompts=100), 1000, 60.0) == "about 0:09:00 left"
-    assert remaining(Done(prompts=1), 7202, 1.0) == "about 2:00:01 left"
-    assert remaining(Done(), 1000, 60.0) == "time left unknown"
+    assert remaining(900, 100 / 60) == "about 0:09:00 left"
+    assert remaining(7201, 1.0) == "about 2:00:01 left"
+    assert remaining(None, 1.0) == remaining(10, 0.0) == "time left unknown"

@@ -16,12 +16,15 @@ import pytest
 from distill.errors import TeacherError
 from distill.recipe.generate import Sampling
 from distill.recipe.teacher import Batch, OpenAITeacher, Price
-from distill.teacher.client import TeacherClient, Usage
+from distill.teacher.accounts import Usage
+from distill.teacher.client import TeacherClient
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import Answer, ChatRequest, CompletionRequest, Request
+from tests.generate.conftest import Project, project
 from tests.teacher.mock import Body, Reply, completion, error
 from tests.teacher.mock_batches import MockBatches, complete, question
 
+__all__ = ["project"]  # a fixture of the generate tests
 PRICE = Price(input=1000.0, output=2000.0, batch_input=500.0, batch_output=1000.0)  # $0.02 online, $0.01 in a batch
 
 
@@ -187,6 +190,20 @@ def test_the_budget_ends_it_between_batches(ledger_path: Path) -> None:
         with pytest.raises(TeacherError, match="the budget"):
             run(who, ledger_path, chats(200))
         assert mock.created <= 4 and len(mock.billed) <= 40
+
+
+def test_a_preview_asks_online_and_projects_the_batch_price(project: Project) -> None:
+    """10 rows online cost $0.20; the 100 of the whole, in a batch, $1."""
+    job = {"name": "inst", "kind": "instruction", "prompts": project.prompts([f"q{n}" for n in range(100)])}
+    batch = {"poll_seconds": 0.01, "gather_seconds": 0.05}
+    with MockBatches() as mock:
+        recipe = project.recipe(mock.base_url, job, mode="batch", batch=batch, price=PRICE.model_dump())
+        printed = project.run(recipe, rows=10)
+        assert len(mock.requests) == 10 and not mock.created
+        assert "cost    about $1.0000" in printed and "within a day for each batch" in printed
+        project.run(recipe)
+        assert len(mock.requests) == 10 and len(mock.billed) == 90
+    assert project.manifest("inst")["cost_usd"] == pytest.approx(10 * 0.02 + 90 * 0.01)
 
 
 def test_an_earlier_batch_is_collected_in_online_mode_too(ledger_path: Path) -> None:
