@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import CheckpointError
+from distill.model.precision import has_fast_bfloat16
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName = Literal["auto", "stored", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 INDEX = "model.safetensors.index.json"
@@ -34,13 +35,14 @@ def load_model(
     """The causal language model at `path` (folder or hub id) in eval mode on `device`.
 
     Folders quantized by bitsandbytes or compressed-tensors load as such; `dtype` is then that of what is not quantized.
-    "auto" keeps the checkpoint's dtype, and picks CUDA where there is one. Raises CheckpointError.
+    "auto" is the checkpoint's dtype, or float32 where that is a 16-bit one and the CPU has no instructions for it;
+    "stored" is always the checkpoint's. Device "auto" is CUDA where there is one. Raises CheckpointError.
     """
     if Path(path).exists() or _looks_local(path):
         check_weights(Path(path))
     place = _device(device)
     quantized = _quantization(path)
-    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": _dtype(path, dtype, place, trust_remote_code)}
     if quantized:
         options["device_map"] = {"": place}
     if quantized == "bitsandbytes":
@@ -171,6 +173,26 @@ def _quantization(path: str | Path) -> str | None:
     except ValueError as error:
         raise CheckpointError(f"{config} is not JSON: {error}", remedy="make the checkpoint again") from None
     return str(quantization.get("quant_method", "unknown")) if quantization else None
+
+
+def _dtype(path: str | Path, dtype: DtypeName, place: str, trust: bool) -> torch.dtype | Literal["auto"]:
+    """What transformers is asked for; its own "auto" is the stored one."""
+    if dtype not in ("auto", "stored"):
+        found = getattr(torch, dtype)
+        assert isinstance(found, torch.dtype)
+        return found
+    slow = dtype == "auto" and not has_fast_bfloat16(place)
+    return torch.float32 if slow and _is_half(path, trust) else "auto"
+
+
+def _is_half(path: str | Path, trust: bool) -> bool:
+    """Whether the weights are of a 16-bit dtype."""
+    with _quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust)
+        except (OSError, ValueError, KeyError):  # loading the model says it better
+            return False
+    return config.dtype in (torch.bfloat16, torch.float16, "bfloat16", "float16")
 
 
 def _device(device: DeviceName) -> str:

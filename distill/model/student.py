@@ -58,15 +58,16 @@ def make_student(
 ) -> Made:
     """Write the model at `model_path` with `layers` decoder layers and `kv_heads` key/value heads to the folder `out`.
 
-    None keeps what there is. Weights are stored in `dtype`, with tokenizer and chat template (the Jinja file
-    `chat_template`, else the tokenizer's own). Raises CheckpointError
-    for a model that does not load, DistillError for numbers that do not fit it.
+    None keeps what there is. Weights are stored in `dtype` ("auto": as they were), with tokenizer and chat template
+    (the Jinja file `chat_template`, else the tokenizer's own). Raises CheckpointError for a model that does not load,
+    DistillError for numbers that do not fit it.
     """
     tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(Path(chat_template))
     require_chat_template(tokenizer, model_path)
-    model = load_model(model_path, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+    stored: DtypeName = "stored" if dtype == "auto" else dtype
+    model = load_model(model_path, dtype=stored, device="cpu", trust_remote_code=trust_remote_code)
     config = model.config
     state = dict(model.state_dict())
     before = _shape(config)

@@ -134,7 +134,7 @@ def _pass_of(entry: Entry) -> _Pass:
     chunk = entry.chunk_tokens if isinstance(entry, KdEntry) else CHUNK_TOKENS if isinstance(entry, SftEntry) else None
     return _Pass(
         sequences * entry.max_length,
-        entry.mixed_precision == "bf16",
+        entry.mixed_precision != "no",
         entry.gradient_checkpointing,
         entry.lora.rank if entry.lora else None,
         chunk,

@@ -112,7 +112,7 @@ def _weight_errors(source: Path, rounded: dict[str, Tensor]) -> dict[str, float]
 
 
 def _calibrated(entry: GptqEntry | Awq, source: Path, target: Path, batches: list[Batch], console: Console) -> Metrics:
-    model: PreTrainedModel = load_model(source, device="auto")
+    model: PreTrainedModel = load_model(source, dtype="stored")
     with console.status(f"quantize-{entry.name}") as status:
         quantized = quantize_model(
             model,

@@ -37,7 +37,9 @@ class EntryCommon(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=1024, ge=8)
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16", "auto"] = Field(
+        default="no", description="auto: bf16 where the hardware computes in it, else no"
+    )
     gradient_checkpointing: bool = False
     logging_steps: int = Field(default=10, ge=1)
     save_steps: int = Field(default=100, ge=1, description="a checkpoint to resume from, every so many steps")

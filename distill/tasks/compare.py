@@ -95,15 +95,6 @@ def _pair(task: Task, right: str, wrong: str, rng: random.Random) -> Draw:
     )
 
 
-def from_samples(task: Task, right_text: str, wrong_text: str, rng: random.Random) -> Task:
-    """A judge task from two sampled answers of which exactly the first is right; framing by the task's split."""
-    drawn = _pair(task, right_text, wrong_text, rng)
-    framings = HELD_OUT_FRAMINGS if task.split == "phrasings" else FRAMINGS
-    phrasing = int(rng.random() * len(framings))
-    prompt = render_plainly(framings[phrasing], drawn.slots, rng)
-    return make_task(JUDGE, "judge", task.split, phrasing, prompt, drawn)
-
-
 def draw_pair(rng: random.Random, split: Split) -> Draw:
     """A question of the split with one right and one wrong answer."""
     family = pick(rng, INSTRUCTION_FAMILIES if rng.random() < INSTRUCTION_SHARE else CODE_FAMILIES)

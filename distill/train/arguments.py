@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from distill.errors import DistillError
+from distill.model.precision import has_fast_bfloat16
 from distill.recipe.train import DpoEntry, EntryCommon
 
 
@@ -23,6 +24,13 @@ def accumulation(entry: EntryCommon, processes: int) -> int:
     return entry.batch_size // per_round
 
 
+def uses_bfloat16(entry: EntryCommon) -> bool:
+    """Whether the entry's passes run in bfloat16 here; "auto" leaves that to the hardware."""
+    if entry.mixed_precision == "auto":
+        return has_fast_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
+    return entry.mixed_precision == "bf16"
+
+
 def common_arguments(entry: EntryCommon, *, steps: int, processes: int, checkpoints: Path) -> dict[str, Any]:
     """Keywords that SFTConfig and DPOConfig share."""
     cuda = torch.cuda.is_available()
@@ -36,7 +44,7 @@ def common_arguments(entry: EntryCommon, *, steps: int, processes: int, checkpoi
         "warmup_steps": round(entry.warmup_ratio * steps),
         "weight_decay": entry.weight_decay,
         "max_grad_norm": entry.max_grad_norm,
-        "bf16": entry.mixed_precision == "bf16",
+        "bf16": uses_bfloat16(entry),
         "gradient_checkpointing": entry.gradient_checkpointing,
         "logging_steps": entry.logging_steps,
         "logging_first_step": True,

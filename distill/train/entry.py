@@ -21,7 +21,7 @@ from distill.quiet import quiet
 from distill.recipe.train import DpoEntry, KdEntry, SftEntry
 from distill.runs import StageFolder
 from distill.track import Tracker
-from distill.train.arguments import common_arguments, dpo_loss
+from distill.train.arguments import common_arguments, dpo_loss, uses_bfloat16
 from distill.train.batches import Pairs, Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
 from distill.train.callbacks import Stop, TokenCount, Watch
 from distill.train.checkpoints import Found, newest_whole, remove_after
@@ -117,7 +117,7 @@ def _trainer(
     watch: Watch,
 ) -> Trainer:
     # LoRA's frozen base may stay as it is stored; weights that are trained are float32, for bfloat16 loses updates.
-    dtype: DtypeName = "auto" if entry.lora is not None and entry.mixed_precision == "bf16" else "float32"
+    dtype: DtypeName = "stored" if entry.lora is not None and uses_bfloat16(entry) else "float32"
     model = load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code)
     arguments = common_arguments(entry, steps=steps, processes=processes.size, checkpoints=checkpoints)
     peft_config = adapter_config(entry.lora) if entry.lora is not None else None
@@ -169,7 +169,7 @@ def objective_of(entry: SftEntry | KdEntry) -> Objective:
 def _live_teacher(source: Source, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> LiveTeacher:
     assert source.teacher is not None, "the recipe refuses kd without teacher weights"
     require_same_tokens(tokenizer, source.teacher, trust_remote_code=source.trust_remote_code)
-    return LiveTeacher.load(source.teacher, dtype="auto", device=device, trust_remote_code=source.trust_remote_code)
+    return LiveTeacher.load(source.teacher, device=device, trust_remote_code=source.trust_remote_code)
 
 
 def _dataset(rows: Sequences | Pairs) -> Dataset:

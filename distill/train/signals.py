@@ -28,8 +28,9 @@ class LiveTeacher:
         self._head = head_of(model)
 
     @classmethod
-    def load(cls, path: str, *, dtype: DtypeName, device: torch.device, trust_remote_code: bool) -> LiveTeacher:
-        """The teacher at `path` on `device`. Raises CheckpointError."""
+    def load(cls, path: str, *, device: torch.device, trust_remote_code: bool) -> LiveTeacher:
+        """The teacher at `path` on `device`, in the dtype that suits both. Raises CheckpointError."""
+        dtype: DtypeName = "auto" if device.type == "cpu" else "stored"
         model = load_model(path, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
         torch.nn.Module.to(model, device)
         return cls(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill.errors import CheckpointError
+from distill.model import load
 from distill.model.load import load_model, load_tokenizer, require_chat_template
 from tests.train import tiny
 
@@ -23,6 +24,17 @@ def test_loads_in_eval_mode_and_the_dtype_asked_for(folder: Path) -> None:
     model = load_model(folder, dtype="bfloat16", device="cpu")
     assert model.dtype == torch.bfloat16 and not model.training
     assert load_tokenizer(folder).pad_token == "<|pad|>"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_float32_where_the_cpu_has_no_bfloat16(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    load_model(folder, dtype="bfloat16", device="cpu").save_pretrained(folder)
+    monkeypatch.setattr(load, "has_fast_bfloat16", lambda device: fast)
+    assert load_model(folder, device="cpu").dtype == (torch.bfloat16 if fast else torch.float32)
+    assert load_model(folder, dtype="stored", device="cpu").dtype == torch.bfloat16
+    assert load_model(folder, dtype="float16", device="cpu").dtype == torch.float16
 
 
 def test_missing_parts_are_named(folder: Path, tmp_path: Path) -> None:

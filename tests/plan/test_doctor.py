@@ -92,7 +92,7 @@ def test_embedded_teacher_needs_its_folder(tmp_path: Path) -> None:
 
 
 def _findings(recipe: Recipe | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Finding]:
-    monkeypatch.setattr(doctor, "_ask_torch", lambda: doctor._Torch("2.0", None, 1, []))
+    monkeypatch.setattr(doctor, "_ask_torch", lambda: doctor._Torch("2.0", None, 1, [], True))
     return {finding.name: finding for finding in doctor.find(recipe)}
 
 
