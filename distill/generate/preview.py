@@ -32,23 +32,27 @@ def show(console: Console, job: AnyJob, finished: Finished, outcomes: Sequence[O
     console.print(table)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(finished.funnel.dropped.items()))
     console.print(f"kept {finished.funnel.rows} rows" + (f"; dropped: {dropped}" if dropped else ""), highlight=False)
-    console.print(projection(job.name, finished, outcomes, panel), highlight=False)
+    console.print(projection(job, finished, outcomes, panel), highlight=False)
 
 
-def projection(name: str, finished: Finished, outcomes: Sequence[Outcome], panel: Panel) -> str:
+def projection(job: AnyJob, finished: Finished, outcomes: Sequence[Outcome], panel: Panel) -> str:
     """Rows, tokens, dollars and time of the whole job from these prompts, each with its interval."""
     total, seen = finished.total_prompts, len(outcomes)
     if total is None or not seen:
-        return f"{name}: nothing to project from"
-    lines = [f"{name}, all {total:,} prompts (95% t-interval over {seen}):", *_lines(finished, outcomes, panel, total)]
+        return f"{job.name}: nothing to project from"
+    lines = [
+        f"{job.name}, all {total:,} prompts (95% t-interval over {seen}):",
+        *_lines(job, finished, outcomes, panel, total),
+    ]
     return "\n".join(lines)
 
 
-def _lines(finished: Finished, outcomes: Sequence[Outcome], panel: Panel, total: int) -> Iterator[str]:
+def _lines(job: AnyJob, finished: Finished, outcomes: Sequence[Outcome], panel: Panel, total: int) -> Iterator[str]:
     written = finished.written  # what it took to have the prompts written grows with their number
     scale = max(total, len(outcomes)) / len(outcomes)
     answers = [outcome.answers for outcome in outcomes]
-    yield f"  rows    about {project([len(outcome.rows) for outcome in outcomes], total).shown(',.0f')}"
+    most = 1 if job.kind == "preference" else job.samples
+    yield f"  rows    about {project([len(outcome.rows) for outcome in outcomes], total, most=most).shown(',.0f')}"
     per_prompt = [float(sum(one.prompt_tokens + one.completion_tokens for one in each)) for each in answers]
     tokens = project(per_prompt, total, fixed=written.tokens * scale)
     yield f"  tokens  about {tokens.shown(',.0f')}"

@@ -32,11 +32,12 @@ class Estimate:
         return f"{self.total:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
-def project(values: Sequence[float], count: int, *, fixed: float = 0.0) -> Estimate:
+def project(values: Sequence[float], count: int, *, fixed: float = 0.0, most: float = math.inf) -> Estimate:
     """The sum over `count` prompts of which these are some, plus `fixed`; 95% t-interval of prediction.
 
     total = N m, half width = t(n-1) s sqrt((N - n) N / n): what was seen is certain, the other N - n prompts spread
-    about their mean, which is itself known to s / sqrt(n). Never below what was seen.
+    about their mean, which is itself known to s / sqrt(n). Never below what was seen,
+    and above it only by `most` for each of the others.
     """
     seen = len(values)
     mean = math.fsum(values) / seen
@@ -47,7 +48,8 @@ def project(values: Sequence[float], count: int, *, fixed: float = 0.0) -> Estim
         return Estimate(total, None, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (seen - 1))
     half = t_quantile(seen - 1) * deviation * math.sqrt((count - seen) * count / seen)
-    return Estimate(total, max(fixed + math.fsum(values), total - half), total + half)
+    certain = fixed + math.fsum(values)
+    return Estimate(total, max(certain, total - half), min(total + half, certain + (count - seen) * most))
 
 
 def t_quantile(degrees: int) -> float:

@@ -31,6 +31,7 @@ def test_a_projection_by_hand() -> None:
     found = project([1.0, 2.0, 3.0], 12, fixed=5.0)
     assert found.total == 29.0 and found.low == 11.0
     assert found.high == pytest.approx(29 + 4.30265 * math.sqrt(9 * 12 / 3), rel=1e-5)
+    assert project([1.0, 2.0, 3.0], 12, fixed=5.0, most=3.0).high == 5 + 6 + 9 * 3
 
 
 def test_what_is_seen_whole_is_certain_and_one_value_says_nothing_of_the_spread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -204,6 +205,33 @@ def test_a_preview_asks_online_and_projects_the_batch_price(project: Project) ->
         project.run(recipe)
         assert len(mock.requests) == 10 and len(mock.billed) == 90
     assert project.manifest("inst")["cost_usd"] == pytest.approx(10 * 0.02 + 90 * 0.01)
+
+
+def test_each_round_of_a_job_is_a_batch(project: Project) -> None:
+    """Two answers for each of five prompts, then both orders of each pair before the judge: 10 and 10 requests."""
+
+    def finish(number: int, lines: list[Body]) -> tuple[str, dict[str, Reply | None]]:
+        found: dict[str, Reply | None] = {}
+        for line in lines:
+            pair = re.search(r"Answer A:\n(.*)\n\nAnswer B:\n(.*)\n\nFirst write", question(line))
+            if pair is None:
+                text = line["custom_id"]
+            else:
+                first = pair[1] > pair[2]
+                grades = "Grade A: 5\nGrade B: 1\nBetter: A" if first else "Grade A: 1\nGrade B: 5\nBetter: B"
+                text = f"Expected: {max(pair.groups())}\n{grades}"
+            found[line["custom_id"]] = completion(text)
+        return "completed", found
+
+    prompts = project.prompts([f"q{number}" for number in range(5)])
+    job = {"name": "pref", "kind": "preference", "prompts": prompts, "samples": 2}
+    batch = {"poll_seconds": 0.01, "gather_seconds": 0.2}
+    with MockBatches(finish) as mock:
+        project.run(project.recipe(mock.base_url, job, mode="batch", batch=batch))
+        assert mock.created == 2 and not mock.requests and len(mock.billed) == 20
+    rows = project.data("pref")
+    assert len(rows) == 5
+    assert all(row["chosen"][0]["content"] > row["rejected"][0]["content"] for row in rows)
 
 
 def test_an_earlier_batch_is_collected_in_online_mode_too(ledger_path: Path) -> None:
