@@ -161,7 +161,7 @@ def rows_of(test: Test, results: dict[str, Measured]) -> list[Row]:
 
 
 def stories(lab: Lab, quick: bool) -> list[Row]:
-    """G, H and I: a kill at half, an appended and some edited rows, and other prompts."""
+    """G, H and I: a kill at half, an appended and some edited rows, other prompts; and the cost of it all."""
     rows = 2000
     killed = lab.kill_and_resume(rows, at=rows // 2)
     found = [
@@ -179,6 +179,20 @@ def stories(lab: Lab, quick: bool) -> list[Row]:
     ):
         sent = lab.ours("edits", changed, {"latency": 0.02}, fresh=False).mock["received"]
         found.append(Row(f"{name}: ours", sent, "requests", None, None, bar, bar, sent == bar))
+    price = {"input": 2.5, "cached_input": 1.25, "output": 10.0, "reasoning": 12.0}
+    error = lab.cost_error(500 if quick else 2000, price)
+    found.append(upper("cost in the ledger against the mock's bill: ours", 100 * error, 0.1, "% off"))
+    return found
+
+
+def memory_rows(lab: Lab, counts: list[int]) -> list[Row]:
+    """Peak memory by the number of rows; flat means at most a quarter over the first."""
+    found: list[Row] = []
+    for count in counts:
+        peak = lab.memory(count).peak_mib
+        name = f"peak memory at {count:,} rows: ours"
+        found.append(upper(name, peak, 1.25 * found[0].value, "MiB") if found else Row(name, peak, "MiB"))
+        show(found[-1:])
     return found
 
 
@@ -240,10 +254,8 @@ def main() -> int:
             new = kill_points(lab, options.kills)
             show(new)
             rows += new
-        for count in filter(None, options.memory.split(",")):
-            measured = lab.memory(int(count))
-            new = [Row(f"peak memory at {int(count):,} rows: ours", measured.peak_mib, "MiB")]
-            show(new)
+        if options.memory:
+            new = memory_rows(lab, [int(count) for count in options.memory.split(",")])
             rows += new
     for name in sorted(absent):
         print(f"{name}: not installed (see --peers)")

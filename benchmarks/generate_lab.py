@@ -6,19 +6,24 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from benchmarks.mock_teacher import Behaviour
 
 CONCURRENCY = 100
 PEER_SCRIPT = Path(__file__).with_name("generate_peers.py")
-_LONGEST_SECONDS = 900.0
+_LONGEST_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -113,24 +118,31 @@ class Lab:
         report = self._run([sys.executable, "-m", "benchmarks.generate_ours", str(settings)], Path.cwd())
         return self._measured(report, len(prompts), len(self.answers(work)))
 
-    def recipe(self, work: Path, prompts: list[str], *, rpm: float | None = None) -> Path:
+    def recipe(
+        self, work: Path, prompts: Iterable[str], *, rpm: float | None = None, price: dict[str, float] | None = None
+    ) -> Path:
         """A recipe file of one instruction job over these prompts."""
         prompt_file = work / "prompts.jsonl"
-        prompt_file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        teacher = {"model": "mock", "base_url": f"{self.url}/v1", "max_concurrency": CONCURRENCY}
+        with open(prompt_file, "w") as lines:
+            lines.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+        teacher: dict[str, Any] = {"model": "mock", "base_url": f"{self.url}/v1", "max_concurrency": CONCURRENCY}
         if rpm is not None:
             teacher["requests_per_minute"] = rpm
+        if price is not None:
+            teacher["price"] = price
         job = {"name": "rows", "kind": "instruction", "prompts": {"source": "file", "path": str(prompt_file)}}
         recipe = {"name": "bench", "output_dir": str(work / "runs"), "teacher": teacher, "generate": [job]}
         path = work / "recipe.json"
         path.write_text(json.dumps(recipe))
         return path
 
+    def data(self, work: Path) -> Path:
+        """The dataset of our job."""
+        return work / "runs" / "bench" / "generate-rows" / "data.parquet"
+
     def answers(self, work: Path) -> list[str]:
         """The answers of the rows that our job left."""
-        import pyarrow.parquet as pq
-
-        path = work / "runs" / "bench" / "generate-rows" / "data.parquet"
+        path = self.data(work)
         if not path.exists():
             return []
         return [row[-1]["content"] for row in pq.read_table(path, columns=["messages"])["messages"].to_pylist()]
@@ -161,16 +173,31 @@ class Lab:
         expected = {f"An answer to: {prompt}" for prompt in prompts}
         return Killed(stats["received"] - rows, len(expected - set(found)), len(found) - len(set(found)))
 
+    def cost_error(self, rows: int, price: dict[str, float]) -> float:
+        """How far the ledger's dollars are from the mock's bill, as a share of it: tokens of all kinds, and a tenth
+        of the requests failing."""
+        work = self.folder / "ours-cost"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        settings = self.recipe(work, (f"question {number}" for number in range(rows)), price=price)
+        self.configure({"latency": 0.02, "error_share": 0.1, "varied_usage": True})
+        if self.start(settings).wait(_LONGEST_SECONDS) != 0:
+            raise RuntimeError("the run failed")
+        billed = sum(price[kind] * tokens for kind, tokens in self.stats()["billed"].items()) / 1e6
+        with closing(sqlite3.connect(work / "runs" / "bench" / "ledger.sqlite")) as ledger:
+            spent = float(ledger.execute("SELECT TOTAL(cost_usd) FROM answers").fetchone()[0])
+        return abs(spent - billed) / billed
+
     def memory(self, rows: int) -> Measured:
-        """Peak memory of a job of so many rows at the least latency."""
+        """Peak memory of a job of so many rows whose answers come at once, from within the process."""
         work = self.folder / "ours-memory"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        prompts = [f"question {number}" for number in range(rows)]
-        settings = self.recipe(work, prompts)
-        self.configure({"latency": 0.0})
-        report = self._run([sys.executable, "-m", "benchmarks.generate_ours", str(settings)], Path.cwd())
-        return self._measured(report, rows, rows)
+        settings = self.recipe(work, (f"question {number}" for number in range(rows)))
+        command = [sys.executable, "-m", "benchmarks.generate_ours", str(settings), "--no-network"]
+        report = self._run(command, Path.cwd())
+        delivered = int(pq.read_metadata(self.data(work)).num_rows)
+        return self._measured(report, rows, delivered)
 
     def _run(self, command: list[str], work: Path, environment: dict[str, str] | None = None) -> dict[str, Any]:
         core = self._client_core

@@ -20,11 +20,16 @@ from pathlib import Path
 from typing import Any
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 20, 10
+_USAGE = (
+    f'{{"prompt_tokens":{PROMPT_TOKENS},"completion_tokens":{COMPLETION_TOKENS},'
+    f'"total_tokens":{PROMPT_TOKENS + COMPLETION_TOKENS}}}'
+)
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How the mock answers. `slow_share` of the prompts take ten times as long; beyond `slots` requests queue."""
+    """How the mock answers. `slow_share` of the prompts take ten times as long; beyond `slots` requests queue. With
+    `varied_usage` every answer bills another number of tokens, some of them cached or hidden."""
 
     latency: float = 0.2
     slow_share: float = 0.0
@@ -32,6 +37,7 @@ class Behaviour:
     error_share: float = 0.0
     bad_word: str | None = None
     slots: int | None = None
+    varied_usage: bool = False
     seed: int = 0
 
 
@@ -47,6 +53,7 @@ class Stats:
     peak: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
+    billed: Counter[str] = field(default_factory=Counter)  # tokens of answers, by kind
     asked: Counter[str] = field(default_factory=Counter)  # prompts that were not refused or failed
     bad: Counter[str] = field(default_factory=Counter)
 
@@ -95,6 +102,7 @@ class Mock:
             "distinct": len(stats.asked),
             "doubled": sum(stats.asked.values()) - len(stats.asked),
             "bad_tries": dict(stats.bad),
+            "billed": dict(stats.billed),
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
         }
 
@@ -182,15 +190,26 @@ class Connection(asyncio.Protocol):
         stats.answered += 1
         stats.last_at = time.monotonic()
         text = json.dumps(f"An answer to: {prompt[:200]}")
-        usage = (
-            f'{{"prompt_tokens":{PROMPT_TOKENS},"completion_tokens":{COMPLETION_TOKENS},'
-            f'"total_tokens":{PROMPT_TOKENS + COMPLETION_TOKENS}}}'
-        )
+        usage = self.usage(stats)
         payload = (
             '{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"mock","choices":[{"index":0,'
             f'"message":{{"role":"assistant","content":{text}}},"finish_reason":"stop"}}],"usage":{usage}}}'
         )
         self.write(200, payload.encode())
+
+    def usage(self, stats: Stats) -> str:
+        """The tokens of an answer, as JSON, and on the bill."""
+        if not self.mock.behaviour.varied_usage:
+            return _USAGE
+        rng = self.mock.rng
+        asked, answered = rng.randrange(200, 4000), rng.randrange(50, 1000)
+        cached, hidden = rng.randrange(200), rng.randrange(50)
+        stats.billed.update(input=asked - cached, cached_input=cached, output=answered - hidden, reasoning=hidden)
+        details = {
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": hidden},
+        }
+        return json.dumps({"prompt_tokens": asked, "completion_tokens": answered, **details})
 
     def error(self, status: int, message: str, retry_after: int | None = None) -> None:
         self.mock.stats.last_at = time.monotonic()

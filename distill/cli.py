@@ -65,6 +65,8 @@ def _teacher_url(recipe: Recipe, run: Run) -> Iterator[Callable[[], str | None]]
         def url() -> str | None:
             if not isinstance(teacher, EmbeddedTeacher):
                 return teacher.base_url
+            if teacher.backend == "transformers":
+                return None
             if not started:
                 from distill.serve.child import embedded_server
 
@@ -102,11 +104,30 @@ def generate(
     recipe: RecipePath,
     overrides: Overrides = None,
     rows: Annotated[int | None, typer.Option(min=1, help="preview: only so many prompts a job, shown")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="only this part of each job, e.g. 2/8")] = None,
+    merge: Annotated[int | None, typer.Option(min=1, metavar="N", help="join N finished shards")] = None,
 ) -> None:
     """Ask the teacher for the recipe's datasets; a restart asks only what was never answered."""
     from distill.generate import stage
+    from distill.generate.shards import parse_shard
 
     loaded, run = _load(recipe, overrides)
+    if sum(option is not None for option in (rows, shard, merge)) > 1:
+        raise DistillError("--rows, --shard and --merge do not go together", remedy="give one of them")
+    if merge is not None:
+        from distill.generate.merge import merge as merge_shards
+
+        with run.lock():
+            merge_shards(loaded, run, merge, console=_console())
+        return
+    if shard is not None:
+        from distill.runs import Run
+
+        part = parse_shard(shard)
+        run = Run(loaded, shard=part.folder)
+        with run.lock(), _teacher_url(loaded, run) as url:
+            stage.run(loaded, run, base_url=url, console=_console(), shard=part)
+        return
     with run.lock(), _teacher_url(loaded, run) as url:
         stage.run(loaded, run, base_url=url, console=_console(), rows=rows)
 

@@ -141,11 +141,12 @@ class StageFolder:
 
 
 class Run:
-    """The folder of one recipe's run."""
+    """The folder of one recipe's run, or of one shard of it, which has a ledger, a lock and stages of its own."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, shard: str | None = None) -> None:
         self.recipe = recipe
-        self.path = Path(recipe.output_dir) / recipe.name
+        self.whole = Path(recipe.output_dir) / recipe.name
+        self.path = self.whole if shard is None else self.whole / "shards" / shard
 
     @property
     def ledger_path(self) -> Path:

@@ -28,7 +28,7 @@ Ratings = dict[Aspect, list[list[Rating]]]  # by aspect: by order: by text, as t
 
 @dataclass(frozen=True)
 class Draw:
-    """How one answer is asked for. Where a job has several models, which of them belongs here."""
+    """How one answer is asked for; of which of the job's teachers, the row's key and the sample say."""
 
     sample: int
     sampling: Sampling
@@ -119,7 +119,7 @@ async def _each(outcome: Outcome, work: Callable[[S, Outcome], Awaitable[T]], it
 async def _drawn(draw: Draw, prompt: Prompt, bench: Workbench, outcome: Outcome) -> Answer | None:
     if draw.sample == 0 and prompt.given is not None:
         return prompt.given
-    return await bench.ask(outcome, prompt, guided(prompt.messages, draw.wording), draw.sampling, draw.sample)
+    return await bench.draw(outcome, prompt, guided(prompt.messages, draw.wording), draw.sampling, draw.sample)
 
 
 def guided(messages: Sequence[Message], wording: str) -> list[Message]:

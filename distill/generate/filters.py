@@ -6,10 +6,12 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 from distill.generate.prompts import Prompt
 from distill.recipe.filters import Profile
 from distill.teacher.requests import Answer
+from distill.text.digest_set import DigestSet
 from distill.text.likeness import Likeness
 from distill.text.units import length, normalize, units
 
@@ -24,7 +26,7 @@ _LONGEST = {"english": 150, "unicode": 1000}
 _OPENING = {"Ps", "Pi"}  # brackets and quotation marks that open something
 
 
-def unusable(answer: Answer) -> str | None:
+def unusable(answer: Answer) -> Literal["truncated", "refused", "empty"] | None:
     """Why an answer is no answer: `truncated`, `refused` (by the provider), `empty`; None where it is one."""
     if answer.refusal is not None or answer.finish_reason == "content_filter":
         return "refused"
@@ -37,7 +39,7 @@ class Seen:
     """Recognises prompts that came before: equal after NFKC, case folding and collapsing white space."""
 
     def __init__(self) -> None:
-        self._digests: set[bytes] = set()
+        self._texts = DigestSet()
         self._all = hashlib.sha256()
 
     @property
@@ -49,12 +51,7 @@ class Seen:
         """True where an equal prompt was given to this function earlier."""
         whole = "\0".join(message["content"] for message in prompt.messages)
         self._all.update(whole.encode() + b"\1")
-        text = normalize(whole)
-        digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
-        if digest in self._digests:
-            return True
-        self._digests.add(digest)
-        return False
+        return not self._texts.add(normalize(whole))
 
 
 def bad_instruction(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -51,7 +50,6 @@ class Funnel:
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     models: defaultdict[str, Used] = field(default_factory=lambda: defaultdict(Used))
-    _tokens_squared: float = 0.0  # of the tokens of each prompt, for the spread of a projection
 
     def add(self, outcome: Outcome) -> None:
         """Count one prompt."""
@@ -62,9 +60,7 @@ class Funnel:
         for rejected in outcome.rejected:
             self.dropped[rejected.reason] += 1
             self.failed += rejected.reason == "request_failed"
-        tokens_before = self.prompt_tokens + self.completion_tokens
         self.add_answers(outcome.answers)
-        self._tokens_squared += (self.prompt_tokens + self.completion_tokens - tokens_before) ** 2
 
     def add_invented(self, made: Invented) -> None:
         """Count what it took to have the prompts written."""
@@ -103,11 +99,3 @@ class Funnel:
             "chosen_longer_rate": (counts["chosen_longer"], counts["chosen_longer"] + counts["chosen_shorter"]),
         }
         return {name: part / whole for name, (part, whole) in shares.items() if whole}
-
-    def relative_error(self) -> float:
-        """Half the width of a 95% interval of the mean tokens a prompt, over that mean."""
-        if self.prompts < 2 or not self.tokens:
-            return math.inf
-        mean = self.tokens / self.prompts
-        variance = max(0.0, self._tokens_squared / self.prompts - mean**2) * self.prompts / (self.prompts - 1)
-        return 1.96 * math.sqrt(variance / self.prompts) / mean

@@ -10,12 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from distill.generate import code, instruction, preference
 from distill.generate.card import write_card
-from distill.generate.educational import NOT_EDUCATIONAL, sift
 from distill.generate.filters import Seen
 from distill.generate.forest import require_sklearn
 from distill.generate.funnel import Funnel
@@ -27,23 +25,22 @@ from distill.generate.output import (
     REJECTED,
     REJECTED_SCHEMA,
     RowWriter,
-    read_batches,
     rejected_row,
 )
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
-from distill.generate.row_filters import RowFilters, answers_of, prompt_of
+from distill.generate.row_filters import RowFilters
+from distill.generate.second_pass import sift_rows, write_distributions
+from distill.generate.shards import Shard
 from distill.generate.sources import open_source
 from distill.generate.tracking import sample_table, tracked
 from distill.generate.verify import Checker
 from distill.recipe.filters import EducationalSample
 from distill.recipe.generate import CodeJob, InstructionJob, Isolation, PreferenceJob, TaskPrompts
 from distill.records import SCHEMAS
-from distill.teacher.client import TeacherClient
-from distill.teacher.distributions import SIDECAR, Written, write_sidecar
+from distill.teacher.distributions import Written
 from distill.teacher.flow import in_order
-from distill.teacher.requests import Answer
-from distill.text.code import extract_code
+from distill.teacher.panel import Panel
 from distill.track import Tracker
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
@@ -61,12 +58,13 @@ class Finished:
     sifted: dict[str, Any] = field(default_factory=dict)  # by educational value: what that found out
     distributions: Written | None = None
     total_prompts: int | None = None
+    written: Funnel = field(default_factory=Funnel)  # what the writing of prompts took; a part of `funnel`
     seen: Seen = field(default_factory=Seen)  # every prompt so far
     seconds: float = 0.0
 
-    def metrics(self, client: TeacherClient) -> dict[str, Any]:
+    def metrics(self, panel: Panel) -> dict[str, Any]:
         """For the manifest. Tokens and dollars are of the data, whenever asked; `spent_usd` is this session's."""
-        funnel, usage = self.funnel, client.usage
+        funnel, usage = self.funnel, panel.usage
         return {
             "prompts": funnel.prompts,
             "rows": funnel.rows,
@@ -84,66 +82,68 @@ class Finished:
             "prompt_tokens": funnel.prompt_tokens,
             "completion_tokens": funnel.completion_tokens,
             "cost_usd": funnel.cost_usd,
-            "spent_usd": usage.spent_usd if client.rates is not None else None,
+            "spent_usd": usage.spent_usd if panel.priced else None,
+            "requests_by_teacher": {client.label: client.usage.sent for client in panel.clients},
             "seconds": self.seconds,
             "rows_per_second": funnel.rows / self.seconds if self.seconds else None,
         }
 
 
 async def write_dataset(
-    job: AnyJob, client: TeacherClient, folder: Path, console: Console, tracker: Tracker
+    job: AnyJob, panel: Panel, folder: Path, console: Console, tracker: Tracker, *, shard: Shard | None = None
 ) -> Finished:
-    """Run the job and write data.parquet, rejected.parquet and the card into `folder`."""
+    """Run the job (or its shard) and write data.parquet, rejected.parquet and the card into `folder`."""
     finished = Finished()
-    async with tracked(tracker, client, finished.funnel):
-        await _write_files(job, client, folder, console, finished)
+    async with tracked(tracker, panel, finished.funnel):
+        await _write_files(job, panel, folder, console, finished, shard)
     tracker.table("samples", *sample_table(finished.examples))
     return finished
 
 
-async def _write_files(job: AnyJob, client: TeacherClient, folder: Path, console: Console, finished: Finished) -> None:
+async def _write_files(
+    job: AnyJob, panel: Panel, folder: Path, console: Console, finished: Finished, shard: Shard | None
+) -> None:
     if samples_of(job):
         require_sklearn()
     with RowWriter(folder / REJECTED, REJECTED_SCHEMA) as dropped:
         if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
-            await _write_rows(job, client, folder / CANDIDATES, dropped, console, finished)
-            await _sift(job, job.educational, client, folder, dropped, finished)
+            await _write_rows(job, panel, folder / CANDIDATES, dropped, console, finished, shard)
+            sifted, finished.examples = await sift_rows(
+                job.educational, panel.main, folder, dropped, method=f"{_method(job)}:labels", examples=_SAMPLES
+            )
+            finished.set_aside += sifted.rejected
+            finished.sifted = sifted.metrics()
+            finished.funnel.add_sifted(sifted)
         else:
-            await _write_rows(job, client, folder / DATA, dropped, console, finished)
+            await _write_rows(job, panel, folder / DATA, dropped, console, finished, shard)
         for rejected in finished.set_aside:
             dropped.add(rejected_row(rejected))
     if not isinstance(job, PreferenceJob) and job.logprobs:
-        finished.distributions = _write_distributions(client, folder)
+        finished.distributions = write_distributions(panel.main.ledger, folder)
     write_card(
         folder,
         job,
         finished.funnel,
-        teacher=client.label,
+        teacher=panel.label,
         prompts_digest=finished.seen.fingerprint,
         examples=finished.examples[:_EXAMPLES_ON_THE_CARD],
         sifted=finished.sifted,
     )
 
 
-def _write_distributions(client: TeacherClient, folder: Path) -> Written:
-    """The sidecar of the finished rows, from their answers in the ledger."""
-
-    def rows() -> Iterator[tuple[str, bytes | None]]:
-        for batch in read_batches(folder / DATA, columns=["request_hash"]):
-            for row in batch:
-                answer = client.ledger.find(row["request_hash"])
-                yield row["request_hash"], answer.logprobs if isinstance(answer, Answer) else None
-
-    return write_sidecar(folder / SIDECAR, rows())
-
-
 async def _write_rows(
-    job: AnyJob, client: TeacherClient, path: Path, dropped: RowWriter, console: Console, finished: Finished
+    job: AnyJob,
+    panel: Panel,
+    path: Path,
+    dropped: RowWriter,
+    console: Console,
+    finished: Finished,
+    shard: Shard | None,
 ) -> None:
     """Every prompt's rows into the file as they come."""
     async with AsyncExitStack() as stack:
         rows = stack.enter_context(RowWriter(path, SCHEMAS[job.kind]))
-        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, client, console, finished, limit=None)))
+        outcomes = await stack.enter_async_context(aclosing(_outcomes(job, panel, console, finished, shard=shard)))
         async for outcome in outcomes:
             for row in outcome.rows:
                 rows.add(row)
@@ -153,78 +153,52 @@ async def _write_rows(
                 finished.examples.extend(outcome.rows[:1])
 
 
-async def _sift(
-    job: CodeJob,
-    section: EducationalSample,
-    client: TeacherClient,
-    folder: Path,
-    dropped: RowWriter,
-    finished: Finished,
-) -> None:
-    """From the candidates to the dataset: rows that teach something stay, the others are set aside whole."""
-    candidates = folder / CANDIDATES
-    total = pq.read_metadata(candidates).num_rows
-
-    def programs() -> Iterator[list[str]]:
-        for batch in read_batches(candidates):
-            yield [extract_code(answers_of(row)[0], row["entry_point"]) for row in batch]
-
-    sifted, opinions = await sift(section, client, total, programs, method=f"{_method(job)}:labels")
-    finished.examples.clear()
-    with RowWriter(folder / DATA, SCHEMAS[job.kind]) as rows:
-        every_row = (row for batch in read_batches(candidates) for row in batch)
-        for row, opinion in zip(every_row, opinions(), strict=True):
-            if not opinion.keep:
-                dropped.add(rejected_row(Rejected(prompt_of(row), NOT_EDUCATIONAL, opinion.detail, row=row)))
-                continue
-            rows.add(row)
-            if len(finished.examples) < _SAMPLES:
-                finished.examples.append(row)
-    candidates.unlink()
-    finished.set_aside += sifted.rejected
-    finished.sifted = sifted.metrics()
-    finished.funnel.add_sifted(sifted)
-
-
-async def sample_dataset(
-    job: AnyJob, client: TeacherClient, console: Console, limit: int
-) -> tuple[Finished, list[Row]]:
-    """Run only the first `limit` prompts and hand back their rows."""
+async def sample_dataset(job: AnyJob, panel: Panel, console: Console, limit: int) -> tuple[Finished, list[Outcome]]:
+    """Run only the first `limit` prompts and hand back what became of each."""
     finished = Finished()
-    rows: list[Row] = []
-    async with aclosing(_outcomes(job, client, console, finished, limit=limit)) as outcomes:
-        async for outcome in outcomes:
-            rows.extend(outcome.rows)
-    return finished, rows
+    async with aclosing(_outcomes(job, panel, console, finished, limit=limit)) as outcomes:
+        return finished, [outcome async for outcome in outcomes]
 
 
 async def _outcomes(
-    job: AnyJob, client: TeacherClient, console: Console, finished: Finished, *, limit: int | None
+    job: AnyJob,
+    panel: Panel,
+    console: Console,
+    finished: Finished,
+    *,
+    limit: int | None = None,
+    shard: Shard | None = None,
 ) -> AsyncGenerator[Outcome, None]:
     """An outcome for each prompt, in order and counted; prompts are taken from their source as room comes free."""
     started_at = time.monotonic()
     funnel = finished.funnel
-    bench = Workbench(client, Checker(_isolation(job)), _method(job))
+    bench = Workbench(panel, Checker(_isolation(job)), _method(job), job.unusable)
     if _runs_programs(job):
         bench.checker.require_sandbox()
     filters = RowFilters(job.filters)
-    source, made = await open_source(job, client, method=_method(job), limit=limit)
+    source, made = await open_source(job, panel.main, method=_method(job), limit=limit)
     funnel.add_invented(made)
+    finished.written.add_invented(made)
     finished.set_aside = made.rejected
     finished.sifted = made.sifted
-    finished.total_prompts = source.total
-    done = Done()
+    finished.total_prompts = source.total if shard is None else None  # how many are a shard's is known at its end
+    done = Done(cost_usd=0.0 if funnel.cost_usd is not None else None, written_usd=funnel.cost_usd or 0.0)
 
     async def work(prompt: Prompt | Rejected) -> Outcome:
         outcome = Outcome(rejected=[prompt]) if isinstance(prompt, Rejected) else await _make(job, prompt, bench)
-        done.prompts += 1
+        done.add(outcome)
         return outcome
 
     total = source.total if limit is None or source.total is None else min(limit, source.total)
     prompts = _new(islice(source.prompts, limit), finished.seen)
+    if shard is not None:
+        total = None if total is None else round(total / shard.count)
+        prompts = (
+            one for one in prompts if shard.holds(one.prompt.messages if isinstance(one, Rejected) else one.messages)
+        )
     async with (
-        shown(console, f"generate {job.name}", total, client, funnel, done),
-        aclosing(in_order(work, prompts, width=2 * client.teacher.max_concurrency)) as outcomes,
+        shown(console, f"generate {job.name}{f' {shard}' if shard is not None else ''}", total, panel, funnel, done),
+        aclosing(in_order(work, prompts, width=panel.width)) as outcomes,
     ):
         async for outcome in outcomes:
             outcome = filters.apply(outcome)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from distill.errors import TeacherError
 from distill.generate.filters import unusable
 from distill.generate.prompts import Prompt
 from distill.generate.verify import Checker
-from distill.recipe.generate import Sampling
+from distill.recipe.generate import OnUnusable, Sampling, Unusable
 from distill.records import Message
 from distill.teacher.client import TeacherClient
+from distill.teacher.panel import Panel
 from distill.teacher.requests import Answer, ChatRequest
 
 Row = dict[str, Any]
+_NEXT_TRY = 1_000_000  # added to the sample index: no job draws so many samples of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +57,34 @@ class Outcome:
 class Workbench:
     """What a method works with on every prompt of a job."""
 
-    client: TeacherClient
+    panel: Panel
     checker: Checker
     method: str
+    policy: Unusable = Unusable()
 
     async def ask(
+        self, outcome: Outcome, prompt: Prompt, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+    ) -> Answer | None:
+        """One answer of the main teacher, noted in the outcome; None where the request failed. Raises when the
+        teacher has stopped."""
+        return await self._ask(self.panel.main, outcome, prompt, messages, sampling, sample)
+
+    async def _ask(
         self,
+        client: TeacherClient,
         outcome: Outcome,
         prompt: Prompt,
         messages: Sequence[Message],
         sampling: Sampling,
-        sample: int = 0,
+        sample: int,
         logprobs: int = 0,
     ) -> Answer | None:
-        """One answer, noted in the outcome; None where the request failed. Raises when the client has stopped."""
         request = ChatRequest(tuple(messages), sampling, sample, self.method, prompt.seed_row, logprobs=logprobs)
         try:
-            answer = await self.client.ask(request)
+            answer = await client.ask(request)
         except TeacherError as error:
-            if self.client.stopped is not None:
-                raise self.client.stopped from None
+            if client.stopped is not None:
+                raise client.stopped from None
             outcome.rejected.append(Rejected(prompt, "request_failed", error.message))
             outcome.retryable_failures += error.retryable
             return None
@@ -88,22 +99,57 @@ class Workbench:
         A prompt that came with its answer has that one as its first.
         """
         given = [] if prompt.given is None else [prompt.given]
+        tries = [Outcome() for _ in range(len(given), count)]
         drawn = await asyncio.gather(
             *(
-                self.ask(outcome, prompt, prompt.messages, sampling, sample, logprobs)
-                for sample in range(len(given), count)
+                self.draw(each, prompt, prompt.messages, sampling, sample, logprobs)
+                for sample, each in enumerate(tries, len(given))
             )
         )
+        for each in tries:  # in the order of the samples, whichever came first: equal answers make equal datasets
+            outcome.add(each)
         return self.usable(outcome, prompt, [*given, *drawn])
 
+    async def draw(
+        self,
+        outcome: Outcome,
+        prompt: Prompt,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        sample: int = 0,
+        logprobs: int = 0,
+    ) -> Answer | None:
+        """One sample by the row's own teacher; where it is no answer and the policy says so, another one in its place,
+        a few times."""
+        client = self.panel.of_row(prompt.seed_row, sample)
+        for number in range(self.policy.retries + 1):
+            again = sample + number * _NEXT_TRY
+            answer = await self._ask(client, outcome, prompt, messages, sampling, again, logprobs)
+            reason = None if answer is None else unusable(answer)
+            if reason is None or number == self.policy.retries or self._what_to_do(reason) != "retry":
+                break
+            outcome.rejected.append(Rejected(prompt, f"{reason}_retried", answer=answer))
+        return answer
+
+    def _what_to_do(self, reason: Literal["truncated", "refused", "empty"]) -> OnUnusable:
+        return {"truncated": self.policy.truncated, "refused": self.policy.refused, "empty": self.policy.empty}[reason]
+
     def usable(self, outcome: Outcome, prompt: Prompt, drawn: Sequence[Answer | None]) -> list[Answer]:
-        """Those that are answers, no text twice; the others are noted with their reasons."""
+        """Those that are answers (or kept although they are none), no text twice; the others are noted with reasons."""
         usable: list[Answer] = []
         texts: set[str] = set()
         for answer in drawn:
             if answer is None:
                 continue
-            reason = unusable(answer) or ("duplicate_answer" if answer.text in texts else None)
+            reason: str | None = None
+            if (flaw := unusable(answer)) is not None:
+                if self._what_to_do(flaw) == "keep":
+                    outcome.counts[f"{flaw}_kept"] += 1
+                    answer = replace(answer, text=answer.text or answer.refusal or "")
+                else:
+                    reason = flaw
+            if reason is None and answer.text in texts:
+                reason = "duplicate_answer"
             if reason is not None:
                 outcome.rejected.append(Rejected(prompt, reason, answer=answer))
                 continue
@@ -124,7 +170,7 @@ class Workbench:
             "family": prompt.family,
             "prompt_tokens": sum(one.prompt_tokens for one in paid),
             "completion_tokens": sum(one.completion_tokens for one in paid),
-            "cost_usd": sum(known) if len(known) == len(costs) else None,
+            "cost_usd": math.fsum(known) if len(known) == len(costs) else None,
             "created_at": answer.created_at or None,  # of a file's answer nobody knows
         }
 

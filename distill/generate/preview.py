@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from distill.generate.job import AnyJob, Finished
-from distill.generate.outcome import Row
-from distill.generate.progress import dollars
-from distill.teacher.client import TeacherClient
+from distill.generate.outcome import Outcome, Row
+from distill.generate.projection import project
+from distill.recipe.teacher import Teacher
+from distill.teacher.panel import Panel
 
 _LONGEST_TEXT = 600
 
 
-def show(console: Console, job: AnyJob, finished: Finished, rows: list[Row], client: TeacherClient) -> None:
+def show(console: Console, job: AnyJob, finished: Finished, outcomes: Sequence[Outcome], panel: Panel) -> None:
     """Print the rows, what was dropped, and the projection."""
     table = Table(title=f"{job.name}: first {finished.funnel.prompts} prompts", show_lines=True, expand=True)
     columns = ("prompt", "chosen", "rejected") if job.kind == "preference" else ("prompt", "answer", "verdict")
@@ -24,42 +26,62 @@ def show(console: Console, job: AnyJob, finished: Finished, rows: list[Row], cli
             table.add_column(column, min_width=len(column), max_width=20, overflow="fold")
         else:
             table.add_column(column, ratio=1, overflow="fold")
-    for row in rows:
-        table.add_row(*(_short(text) for text in _cells(row)))
+    for outcome in outcomes:
+        for row in outcome.rows:
+            table.add_row(*(_short(text) for text in _cells(row)))
     console.print(table)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(finished.funnel.dropped.items()))
-    console.print(f"kept {len(rows)} rows" + (f"; dropped: {dropped}" if dropped else ""), highlight=False)
-    console.print(projection(job.name, finished, client), highlight=False)
+    console.print(f"kept {finished.funnel.rows} rows" + (f"; dropped: {dropped}" if dropped else ""), highlight=False)
+    console.print(projection(job, finished, outcomes, panel), highlight=False)
 
 
-def projection(name: str, finished: Finished, client: TeacherClient) -> str:
-    """Tokens, dollars and time of the whole job by the mean of these prompts, with a 95% interval."""
-    funnel = finished.funnel
-    if finished.total_prompts is None or not funnel.prompts:
-        return f"{name}: nothing to project from"
-    scale = finished.total_prompts / funnel.prompts
-    error = funnel.relative_error()
-    spread = "interval unknown" if math.isinf(error) else f"+-{error:.0%}"
-    cost = None if funnel.cost_usd is None else funnel.cost_usd * scale
-    parts = [
-        f"about {funnel.tokens * scale:,.0f} tokens ({spread})",
-        dollars(cost, client),
-        f"{funnel.rows * scale:,.0f} rows",
+def projection(job: AnyJob, finished: Finished, outcomes: Sequence[Outcome], panel: Panel) -> str:
+    """Rows, tokens, dollars and time of the whole job from these prompts, each with its interval."""
+    total, seen = finished.total_prompts, len(outcomes)
+    if total is None or not seen:
+        return f"{job.name}: nothing to project from"
+    lines = [
+        f"{job.name}, all {total:,} prompts (95% t-interval over {seen}):",
+        *_lines(job, finished, outcomes, panel, total),
     ]
-    if client.usage.sent:
-        parallel = min(client.teacher.max_concurrency, finished.total_prompts)
-        parts.append(f"at least {_least_seconds(finished, client, parallel):,.0f} s at {parallel} in flight")
-    return f"{name}, all {finished.total_prompts:,} prompts: {', '.join(parts)}"
+    return "\n".join(lines)
 
 
-def _least_seconds(finished: Finished, client: TeacherClient, parallel: int) -> float:
-    """Requests of the whole job over those in flight, each as long as the mean seen now."""
-    assert finished.total_prompts is not None
-    requests = finished.funnel.answers * finished.total_prompts / finished.funnel.prompts
-    seconds = requests / parallel * client.usage.latency_seconds / max(1, client.usage.answered)
-    if client.teacher.requests_per_minute is not None:
-        seconds = max(seconds, requests / client.teacher.requests_per_minute * 60)
-    return seconds
+def _lines(job: AnyJob, finished: Finished, outcomes: Sequence[Outcome], panel: Panel, total: int) -> Iterator[str]:
+    written = finished.written  # what it took to have the prompts written grows with their number
+    scale = max(total, len(outcomes)) / len(outcomes)
+    answers = [outcome.answers for outcome in outcomes]
+    most = 1 if job.kind == "preference" else job.samples
+    yield f"  rows    about {project([len(outcome.rows) for outcome in outcomes], total, most=most).shown(',.0f')}"
+    per_prompt = [float(sum(one.prompt_tokens + one.completion_tokens for one in each)) for each in answers]
+    tokens = project(per_prompt, total, fixed=written.tokens * scale)
+    yield f"  tokens  about {tokens.shown(',.0f')}"
+    costs = [[panel.usual_cost_usd(one) for one in each] for each in answers]
+    if written.cost_usd is None or any(cost is None for each in costs for cost in each):
+        yield "  cost    unknown: set teacher.price"
+    else:
+        paid = [math.fsum(cost for cost in each if cost is not None) for each in costs]
+        yield f"  cost    about ${project(paid, total, fixed=written.cost_usd * scale).shown(',.4f')}"
+    if any(client.in_batch_mode for client in panel.clients):
+        yield "  time    within a day for each batch, and for each round of questions"
+        return
+    parallel = min(sum(client.teacher.max_concurrency for client in panel.clients), total)
+    seconds = project([math.fsum(one.latency_seconds for one in each) for each in answers], total)
+    yield f"  time    at least {seconds.scaled(1 / parallel).shown(',.1f')} s at {parallel} in flight"
+    requests = project([float(len(each)) for each in answers], total).total
+    limits = [
+        limit for client, share in panel.shares() for limit in _limits(client.teacher, requests, tokens.total, share)
+    ]
+    if limits:
+        yield f"          and at least {max(limits):,.0f} s at the declared rates"
+
+
+def _limits(teacher: Teacher, requests: float, tokens: float, share: float) -> Iterator[float]:
+    """Seconds that the teacher's part takes at its declared rates."""
+    if teacher.requests_per_minute is not None:
+        yield 60 * share * requests / teacher.requests_per_minute
+    if teacher.tokens_per_minute is not None:
+        yield 60 * share * tokens / teacher.tokens_per_minute
 
 
 def _cells(row: Row) -> list[str]:

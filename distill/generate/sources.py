@@ -41,8 +41,12 @@ async def open_source(
     if isinstance(section, (TaskPrompts, FilePrompts)):
         return open_prompts(section, job.system), Invented()
     made = await _written(job, section, client, f"{method}:{section.source}", limit)
-    evolved = isinstance(section, EvolInstructPrompts)  # how many come of its rounds is known afterwards only
-    return PromptSource(made.prompts, len(made.prompts) if evolved else section.count), made
+    total = section.count
+    if isinstance(section, EvolInstructPrompts):  # how many come of its rounds is known afterwards only
+        total = len(made.prompts)
+        if limit is not None and limit < section.count:  # a preview: as many from each of the others
+            total = round(total * section.count / limit)
+    return PromptSource(made.prompts, total), made
 
 
 async def _written(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +14,36 @@ from rich.console import Console
 from distill import tasks
 from distill.errors import DistillError, PartialError
 from distill.generate.hub import PUSHED, push, require_token
-from distill.generate.inputs import files_of
+from distill.generate.inputs import files_of, samples_of
+from distill.generate.shards import Shard
 from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
 from distill.recipe.schema import Recipe
 from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import teacher_identity
+from distill.teacher.sender import Senders
 from distill.track import METRICS, Tracker
 
 if TYPE_CHECKING:
     from distill.generate.job import Finished
-    from distill.teacher.client import TeacherClient
+    from distill.teacher.panel import Panel
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
 _LOGS = (METRICS, PUSHED)
 
 
-def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: int | None = None) -> None:
+def run(
+    recipe: Recipe,
+    run: Run,
+    *,
+    base_url: BaseUrl,
+    console: Console,
+    rows: int | None = None,
+    shard: Shard | None = None,
+) -> None:
     """Make every dataset that is not there yet. `rows`: only a preview of so many prompts a job, nothing is finished.
+    `shard`: only this part of each, in a run folder of its own; `merge.py` joins the parts.
 
     `base_url()` says where the teacher is (it starts an embedded one), or None: then the recipe or the environment
     does. Raises PartialError at the end where requests failed; what was answered is written and kept.
@@ -38,16 +51,51 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
     if not recipe.generate:
         raise DistillError("the recipe has nothing to generate", remedy="add a 'generate' section")
     if rows is not None:
-        with Ledger(run.ledger_path) as ledger:
+        with Ledger(run.ledger_path) as ledger, Senders(kv_gib=recipe.serve.kv_gib) as senders:
             for job in recipe.generate:
-                asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows))
+                asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows, senders))
         return
+    if shard is not None:
+        _require_separable(recipe)
+    else:
+        require_tokens(recipe)
+    todo: list[Task] = []
+    for job in recipe.generate:
+        task = Task(job, run.stage("generate", job.name), job_inputs(recipe, job, shard), shard)
+        if task.is_done():
+            console.print(f"generate {task.name}: done before", highlight=False)
+        else:
+            todo.append(task)
+    partial: list[str] = []
+    if todo:
+        partial = _make_parts(recipe, run, todo, console, base_url=base_url, shard=shard)
+    conclude(recipe, run, partial, console, publish=shard is None)
+
+
+def _make_parts(
+    recipe: Recipe, run: Run, todo: Sequence[Task], console: Console, *, base_url: BaseUrl, shard: Shard | None
+) -> list[str]:
+    elder = run.whole / run.ledger_path.name if shard is not None else None
+    part = recipe if shard is None else shard.part_of(recipe)
+    with Ledger(run.ledger_path, elder=elder) as ledger, Senders(kv_gib=recipe.serve.kv_gib) as senders:
+        return make_all(part, todo, ledger, console, base_url=base_url, senders=senders)
+
+
+def require_tokens(recipe: Recipe) -> None:
+    """Raise where a job is to be published and nothing says with which right: better before the work than after it."""
     for job in recipe.generate:
         if job.push is not None:
             require_token(job.push)
-    partial = _make_all(recipe, run, base_url, console)
-    for job in recipe.generate:
-        _push(run.stage("generate", job.name), job, console)
+
+
+def conclude(recipe: Recipe, run: Run, partial: Sequence[str], console: Console, *, publish: bool) -> None:
+    """Publish what is finished, where asked, and raise PartialError where something fell short."""
+    for job in recipe.generate if publish else ():
+        if job.push is None:
+            continue
+        url = push(run.stage("generate", job.name).path, job.push)
+        what = "was pushed before" if url is None else f"pushed: {url}"
+        console.print(f"generate {job.name}: {what}", highlight=False)
     if partial:
         raise PartialError(
             f"less than asked for: {'; '.join(partial)}; the rest is written",
@@ -55,45 +103,91 @@ def run(recipe: Recipe, run: Run, *, base_url: BaseUrl, console: Console, rows: 
         )
 
 
-def _make_all(recipe: Recipe, run: Run, base_url: BaseUrl, console: Console) -> list[str]:
-    """Every job that is not done; what fell short, in words."""
-    todo: list[tuple[AnyJob, StageFolder, dict[str, str]]] = []
-    for job in recipe.generate:
-        folder, inputs = run.stage("generate", job.name), job_inputs(recipe, job)
-        if _is_done(folder, inputs):
-            console.print(f"generate {job.name}: done before", highlight=False)
-        else:
-            todo.append((job, folder, inputs))
-    if not todo:
-        return []
+@dataclass(frozen=True)
+class Task:
+    """One job to make: where, from what, and which part of it."""
+
+    job: AnyJob
+    folder: StageFolder
+    inputs: dict[str, str]
+    shard: Shard | None = None
+
+    @property
+    def name(self) -> str:
+        return self.job.name if self.shard is None else f"{self.job.name} {self.shard}"
+
+    def is_done(self) -> bool:
+        """Done, unless some of its requests failed in a way that may not last: those are asked again."""
+        if not self.folder.is_done(self.inputs):
+            return False
+        manifest = self.folder.manifest()
+        return manifest is not None and not manifest.metrics.get("retryable_failures")
+
+
+def make_all(
+    recipe: Recipe,
+    todo: Sequence[Task],
+    ledger: Ledger,
+    console: Console,
+    *,
+    base_url: BaseUrl,
+    senders: Senders,
+) -> list[str]:
+    """Make the jobs in turn; what fell short, in words."""
     partial: list[str] = []
-    with Ledger(run.ledger_path) as ledger:
-        for job, folder, inputs in todo:
-            folder.begin(inputs)
-            with _tracker(recipe, run, job, folder, inputs) as tracker:
-                finished, metrics = asyncio.run(_make(recipe, job, folder, ledger, base_url(), console, tracker))
-                tracker.summary(metrics)
-                tracker.artifact(f"{recipe.name}-{job.name}", "dataset", folder.path, inputs)
-            cost, notes = finished.funnel.cost_usd, _shortfalls(finished)
-            folder.finish(recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=cost, notes=notes, apart=_LOGS)
-            partial += [f"{job.name}: {shortfall}" for shortfall in notes]
+    for task in todo:
+        job, folder, inputs = task.job, task.folder, task.inputs
+        folder.begin(inputs)
+        with _tracker(recipe, task) as tracker:
+            finished, metrics = asyncio.run(_make(recipe, task, ledger, base_url(), console, senders, tracker))
+            tracker.summary(metrics)
+            tracker.artifact(f"{recipe.name}-{job.name}", "dataset", folder.path, inputs)
+        cost, notes = finished.funnel.cost_usd, _shortfalls(finished)
+        folder.finish(recipe, inputs, metrics=metrics, seed=_seed(job), cost_usd=cost, notes=notes, apart=_LOGS)
+        partial += [f"{task.name}: {shortfall}" for shortfall in notes]
     return partial
 
 
-def _push(folder: StageFolder, job: AnyJob, console: Console) -> None:
-    """Publish a finished dataset, unless exactly this was published before."""
-    if job.push is None:
-        return
-    url = push(folder.path, job.push)
-    what = "was pushed before" if url is None else f"pushed: {url}"
-    console.print(f"generate {job.name}: {what}", highlight=False)
+def _tracker(recipe: Recipe, task: Task) -> Tracker:
+    folder = task.folder
+    return Tracker(
+        folder.path,
+        name=f"{recipe.name}/{folder.name}" + ("" if task.shard is None else f" {task.shard}"),
+        run_folder=folder.path.parent,
+        wandb_mode=recipe.track.wandb,
+        project=recipe.track.project,
+        run_id=digest_of({"recipe": recipe.name, "stage": folder.name, **task.inputs}),
+        config={
+            "recipe": recipe.name,
+            "stage": folder.name,
+            **task.job.model_dump(mode="json"),
+            "digests": task.inputs,
+        },
+    )
 
 
-def job_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
-    """Everything that decides a job's dataset."""
+def _require_separable(recipe: Recipe) -> None:
+    """Prompts that the teacher writes look at those before them: they have no parts."""
+    for job in recipe.generate:
+        if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
+            raise DistillError(
+                f"generate {job.name}: prompts of source {job.prompts.source} have no parts: each looks back",
+                remedy="have them written in one run, then shard a job over that file",
+            )
+        if samples_of(job):
+            raise DistillError(
+                f"generate {job.name}: a forest that learns from a sample of all rows has no parts",
+                remedy="take educational.sample out, or ask about each row with educational: true",
+            )
+
+
+def job_inputs(recipe: Recipe, job: AnyJob, shard: Shard | None = None) -> dict[str, str]:
+    """Everything that decides a job's dataset, or its shard's."""
     inputs = {
+        **({} if shard is None else {"shard": str(shard)}),
         "job": digest_of(job.model_dump(mode="json", exclude={"push"})),
         "teacher": digest_of(teacher_identity(recipe.teacher)),
+        **_answering_inputs(recipe, job),
         **{name: path_digest(path) for name, path in files_of(job).items()},
     }
     if isinstance(job.prompts, TaskPrompts):
@@ -101,12 +195,11 @@ def job_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
     return inputs
 
 
-def _is_done(folder: StageFolder, inputs: dict[str, str]) -> bool:
-    """Done, unless some of its requests failed in a way that may not last: those are asked again."""
-    if not folder.is_done(inputs):
-        return False
-    manifest = folder.manifest()
-    return manifest is not None and not manifest.metrics.get("retryable_failures")
+def _answering_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
+    if job.teachers is None:
+        return {}
+    known = recipe.teachers_by_label()
+    return {"teachers": digest_of([teacher_identity(known[name]) for name in job.teachers.names])}
 
 
 def _digest_of_sources(package: Path) -> str:
@@ -114,54 +207,65 @@ def _digest_of_sources(package: Path) -> str:
     return digest_of({str(path.relative_to(package)): file_digest(path) for path in sorted(package.rglob("*.py"))})
 
 
-def _tracker(recipe: Recipe, run: Run, job: AnyJob, folder: StageFolder, inputs: dict[str, str]) -> Tracker:
-    return Tracker(
-        folder.path,
-        name=f"{recipe.name}/{folder.name}",
-        run_folder=run.path,
-        wandb_mode=recipe.track.wandb,
-        project=recipe.track.project,
-        run_id=digest_of({"recipe": recipe.name, "stage": folder.name, **inputs}),
-        config={"recipe": recipe.name, "stage": folder.name, **job.model_dump(mode="json"), "digests": inputs},
-    )
-
-
 async def _make(
     recipe: Recipe,
-    job: AnyJob,
-    folder: StageFolder,
+    task: Task,
     ledger: Ledger,
     base_url: str | None,
     console: Console,
+    senders: Senders,
     tracker: Tracker,
 ) -> tuple[Finished, dict[str, Any]]:
-    # The client brings the openai package, which takes a second to import and a finished run does not need.
+    # What writes datasets takes a while to import, and a finished run does not need it.
     from distill.generate.job import write_dataset
-    from distill.teacher.client import TeacherClient
 
-    async with TeacherClient(recipe.teacher, ledger, base_url=base_url) as client:
-        finished = await write_dataset(job, client, folder.path, console, tracker)
+    job, folder = task.job, task.folder
+    async with _panel(recipe, job, ledger, base_url, senders) as panel:
+        finished = await write_dataset(job, panel, folder.path, console, tracker, shard=task.shard)
         funnel = finished.funnel
-        if not funnel.rows:
+        if not funnel.rows and task.shard is None:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in funnel.dropped.most_common(4))
             raise DistillError(
                 f"generate {job.name} kept none of {funnel.prompts:,} prompts ({reasons or 'there were no prompts'})",
                 remedy=f"look at {folder.path / 'rejected.parquet'}, then change the job or its teacher",
             )
-        console.print(_summary(job, finished, client), highlight=False)
-        return finished, finished.metrics(client)
+        console.print(_summary(task.name, finished, panel), highlight=False)
+        return finished, finished.metrics(panel)
 
 
 async def _preview(
-    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, console: Console, rows: int
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, console: Console, rows: int, senders: Senders
 ) -> None:
     from distill.generate import preview
     from distill.generate.job import sample_dataset
-    from distill.teacher.client import TeacherClient
 
-    async with TeacherClient(recipe.teacher, ledger, base_url=base_url) as client:
-        finished, made = await sample_dataset(job, client, console, rows)
-        preview.show(console, job, finished, made, client)
+    async with _panel(recipe, job, ledger, base_url, senders, online=True) as panel:
+        finished, outcomes = await sample_dataset(job, panel, console, rows)
+        preview.show(console, job, finished, outcomes, panel)
+
+
+@asynccontextmanager
+async def _panel(
+    recipe: Recipe, job: AnyJob, ledger: Ledger, base_url: str | None, senders: Senders, online: bool = False
+) -> AsyncIterator[Panel]:
+    """The job's teachers: the recipe's own, and those that the job names. `online`: without waiting for batches."""
+    from distill.teacher.client import TeacherClient
+    from distill.teacher.panel import Panel
+
+    shared = bool(recipe.teachers)
+    async with AsyncExitStack() as stack:
+        way = senders.open(recipe.teacher, base_url)
+        main = TeacherClient(recipe.teacher, ledger, base_url=base_url, sender=way, shared=shared, online=online)
+        clients = {main.label: await stack.enter_async_context(main)}
+        answering = job.teachers.names if job.teachers is not None else (main.label,)
+        known = recipe.teachers_by_label()
+        for name in answering:
+            if name not in clients:
+                way = senders.open(known[name])
+                client = TeacherClient(known[name], ledger, sender=way, shared=shared, online=online)
+                clients[name] = await stack.enter_async_context(client)
+        weights = job.teachers.weights if job.teachers is not None else None
+        yield Panel(main, [clients[name] for name in answering], weights=weights)
 
 
 def _seed(job: AnyJob) -> int | None:
@@ -182,15 +286,15 @@ def _shortfalls(finished: Finished) -> list[str]:
     return found
 
 
-def _summary(job: AnyJob, finished: Finished, client: TeacherClient) -> str:
-    funnel, usage = finished.funnel, client.usage
+def _summary(name: str, finished: Finished, panel: Panel) -> str:
+    funnel, usage = finished.funnel, panel.usage
     cost = "cost unknown" if funnel.cost_usd is None else f"${funnel.cost_usd:.4f}"
     dropped = sum(funnel.dropped.values())
     rates = "".join(f", {name.replace('_', ' ')} {rate:.1%}" for name, rate in funnel.rates().items())
     if finished.sifted:
         rates += f", educational value by a forest with held-out AUC {finished.sifted['auc']:.3f}"
     return (
-        f"generate {job.name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
+        f"generate {name}: {funnel.rows:,} rows of {funnel.prompts:,} prompts ({dropped:,} dropped), "
         f"{usage.sent:,} requests sent, {usage.from_ledger:,} from the ledger, {funnel.tokens:,} tokens, {cost}, "
         f"{finished.seconds:.1f} s{rates}"
     )

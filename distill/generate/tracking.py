@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from distill.generate.funnel import Funnel
 from distill.generate.outcome import Row
 from distill.generate.progress import load
-from distill.teacher.client import TeacherClient
+from distill.teacher.panel import Panel
 from distill.track import Tracker, read_metrics
 
 _SECONDS = 5.0
 
 
 @asynccontextmanager
-async def tracked(tracker: Tracker, client: TeacherClient, funnel: Funnel) -> AsyncIterator[None]:
+async def tracked(tracker: Tracker, panel: Panel, funnel: Funnel) -> AsyncIterator[None]:
     """Log the load of the block while it runs, and once more at its end, however it ends."""
     first = len(read_metrics(tracker.path))  # earlier sessions of the job
     started_at = time.monotonic()
@@ -26,7 +26,7 @@ async def tracked(tracker: Tracker, client: TeacherClient, funnel: Funnel) -> As
 
     def log() -> None:
         nonlocal step
-        tracker.log(load(client, funnel, time.monotonic() - started_at), step=step)
+        tracker.log(load(panel, funnel, time.monotonic() - started_at), step=step)
         step += 1
 
     async def repeat() -> None:

@@ -86,7 +86,8 @@ def find(recipe: Recipe | None) -> Iterator[Finding]:
     yield _disk(Path(recipe.output_dir) if recipe else Path("."))
     yield _bubblewrap(required=recipe is not None and _wants_bubblewrap(recipe))
     if recipe is not None:
-        yield check_teacher(recipe.teacher, os.environ)
+        for teacher in (recipe.teacher, *recipe.teachers):
+            yield check_teacher(teacher, os.environ)
         yield from _models(recipe)
         yield from _wandb(recipe)
 

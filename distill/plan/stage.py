@@ -38,9 +38,11 @@ from distill.plan.roofline import (
     roofline_batch_with_kv,
 )
 from distill.plan.shapes import ModelShape, ModelSize, pruned, read_size, scratch_shape
+from distill.recipe.generate import Job
 from distill.recipe.schema import Recipe
+from distill.recipe.teacher import OpenAITeacher, Teacher
 from distill.runs import Run, digest_of
-from distill.teacher.pricing import rates_of
+from distill.teacher.pricing import Rates, blended, rates_of
 
 _MODEL_FLOP_UTILISATION = 0.4  # what a well-run dense training reaches of a card's peak
 
@@ -101,8 +103,9 @@ def _generation(recipe: Recipe, notes: list[str]) -> list[JobCost]:
     if not recipe.generate:
         return []
     count_tokens, way = token_counter(Path(recipe.teacher_weights() or ".") / "tokenizer.json")
-    rates = rates_of(recipe.teacher)
-    costs = [job_cost(job, plan=recipe.plan, rates=rates, count_tokens=count_tokens) for job in recipe.generate]
+    costs = [
+        job_cost(job, plan=recipe.plan, rates=_rates(recipe, job), count_tokens=count_tokens) for job in recipe.generate
+    ]
     notes.append(f"generate: prompts counted by {way}; answers are plan.completion_tokens, else half of max_tokens")
     if any(cost.dollars is None and cost.requests is not None for cost in costs):
         notes.append("generate: the teacher's price is unknown, so is the cost; set teacher.price.input and .output")
@@ -118,6 +121,24 @@ def _generation(recipe: Recipe, notes: list[str]) -> list[JobCost]:
     if minutes is not None:
         notes.append(f"generate: at least {minutes:,.1f} minutes at the teacher's rate limits")
     return costs
+
+
+def _rates(recipe: Recipe, job: Job) -> Rates | None:
+    """The teacher's, or the mean of those who answer the job."""
+    if job.teachers is None:
+        return _rates_of(recipe.teacher)
+    known, names = recipe.teachers_by_label(), job.teachers.names
+    weights = job.teachers.weights or (1.0,) * len(names)
+    return blended(
+        [(_rates_of(known[name]), weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
+    )
+
+
+def _rates_of(teacher: Teacher) -> Rates | None:
+    """As the teacher is asked: online, or in batches."""
+    rates = rates_of(teacher)
+    in_batches = isinstance(teacher, OpenAITeacher) and teacher.mode == "batch"
+    return rates.in_batch() if rates is not None and in_batches else rates
 
 
 def _training(

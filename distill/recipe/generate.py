@@ -19,6 +19,7 @@ from distill.recipe.prompts import (
 )
 
 __all__ = [
+    "Answering",
     "BinarizeRule",
     "CodeJob",
     "Feedback",
@@ -35,11 +36,13 @@ __all__ = [
     "SelfInstructPrompts",
     "TaskKind",
     "TaskPrompts",
+    "Unusable",
 ]
 
 
 Isolation = Literal["bubblewrap", "none"]
 BinarizeRule = Literal["argilla", "h4", "max_min"]
+OnUnusable = Literal["drop", "keep", "retry"]
 
 
 class PushToHub(Section):
@@ -51,6 +54,24 @@ class PushToHub(Section):
     token_env: str = Field(default="HF_TOKEN", description="name of the variable that holds the token")
 
 
+class Unusable(Section):
+    """What becomes of answers that are none. `retry` draws another sample, then drops."""
+
+    truncated: OnUnusable = Field(default="drop", description="stopped at max_tokens")
+    refused: OnUnusable = Field(default="drop", description="by the provider: a refusal or its content filter")
+    empty: OnUnusable = Field(default="drop", description="nothing but white space")
+    retries: int = Field(default=2, ge=1, le=16, description="further samples for one answer, at most")
+
+
+class Answering(Section):
+    """Several teachers that answer one job's prompts. Each row's key says who, so that a resume asks the same one."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="ids (else models) of the recipe's teachers")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="of the names in turn; null: they take turns"
+    )
+
+
 class JobCommon(Section):
     """What every generation job has."""
 
@@ -58,6 +79,8 @@ class JobCommon(Section):
     prompts: Prompts
     system: str | None = None
     sampling: Sampling = Sampling()
+    unusable: Unusable = Unusable()
+    teachers: Answering | None = Field(default=None, description="who answers; null: teacher")
     filters: Filters = Filters()
     push: PushToHub | None = Field(default=None, description="publish the finished dataset; null: it stays here")
 

@@ -70,6 +70,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     output_dir: str = "runs"
     teacher: Teacher = EmbeddedTeacher()
+    teachers: tuple[Teacher, ...] = Field(default=(), description="further ones, for jobs that name several")
     student: Student | None = None
     generate: tuple[Job, ...] = ()
     train: tuple[Entry, ...] = ()
@@ -86,11 +87,39 @@ class Recipe(Section):
             return self.teacher.weights or self.teacher.model
         return self.teacher.weights
 
+    def teachers_by_label(self) -> dict[str, Teacher]:
+        """Every teacher by its id, else its model."""
+        return {teacher.id or teacher.model: teacher for teacher in (self.teacher, *self.teachers)}
+
     def init_of(self, entry_name: str) -> str:
         """Name of the entry that `entry_name` starts from, or 'student'."""
         names = [entry.name for entry in self.train]
         index = names.index(entry_name)
         return self.train[index].init or (names[index - 1] if index else "student")
+
+    def _teacher_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Mistakes between teachers and the jobs that name them."""
+        labels = [self.teacher.id or self.teacher.model]
+        for index, teacher in enumerate(self.teachers):
+            label = teacher.id or teacher.model
+            if label in labels:
+                yield ("teachers", index), f"'{label}' is the name of another teacher: give it an id of its own", ()
+            labels.append(label)
+            if isinstance(teacher, EmbeddedTeacher) and teacher.backend == "server":
+                problem = "only 'teacher' is served by the program: set backend: transformers, or give a URL"
+                yield ("teachers", index, "kind"), problem, ()
+        for index, job in enumerate(self.generate):
+            if job.teachers is None:
+                continue
+            names, weights = job.teachers.names, job.teachers.weights
+            for place, name in enumerate(names):
+                if name not in labels:
+                    yield ("generate", index, "teachers", "names", place), f"no teacher '{name}'", tuple(labels)
+                elif name in names[:place]:
+                    yield ("generate", index, "teachers", "names", place), f"'{name}' is named twice", ()
+            if weights is not None and len(weights) != len(names):
+                problem = f"needs a weight for each of the {len(names)} names; got {len(weights)}"
+                yield ("generate", index, "teachers", "weights"), problem, ()
 
     def cross_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between sections: (location, problem, valid names)."""
@@ -106,6 +135,7 @@ class Recipe(Section):
                 if section != "generate" and entry.name in reserved:
                     yield location, f"'{entry.name}' is reserved", ()
                 seen[key] = location
+        yield from self._teacher_problems()
         if self.train and self.student is None:
             yield ("train",), "needs a 'student' section that says which model to train", ()
         if self.student is not None and (self.student.model is None) == (self.student.scratch is None):

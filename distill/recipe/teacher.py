@@ -18,6 +18,16 @@ class Price(Section):
     output: float | None = Field(default=None, ge=0)
     cached_input: float | None = Field(default=None, ge=0, description="null: as input")
     reasoning: float | None = Field(default=None, ge=0, description="null: as output, of which they are a part")
+    batch_input: float | None = Field(default=None, ge=0, description="in a batch; null: as online")
+    batch_output: float | None = Field(default=None, ge=0, description="in a batch; null: as online")
+
+
+class Batch(Section):
+    """How requests go through the provider's Batch API, which answers within a day at a lower price."""
+
+    requests: int = Field(default=10_000, ge=1, le=50_000, description="in one batch, at most")
+    poll_seconds: float = Field(default=30.0, gt=0, description="between two looks at a batch")
+    gather_seconds: float = Field(default=2.0, gt=0, description="a batch goes when nothing joined it for so long")
 
 
 class TeacherCommon(Section):
@@ -47,14 +57,19 @@ class OpenAITeacher(TeacherCommon):
         default=None, pattern=r"^https?://\S+$", description="null: OPENAI_BASE_URL, else the public API"
     )
     api_key_env: str = Field(default="OPENAI_API_KEY", description="name of the variable that holds the key")
+    mode: Literal["online", "batch"] = Field(default="online", description="batch: through the Batch API")
+    batch: Batch = Batch()
 
 
 class EmbeddedTeacher(TeacherCommon):
-    """A local checkpoint that the CLI serves on a free loopback port for as long as a verb needs it."""
+    """A local checkpoint: served by the CLI on a free loopback port while a verb needs it, or run in its process."""
 
     kind: Literal["embedded"] = "embedded"
     model: str = "data/teacher"
     dtype: Dtype = "float32"
+    backend: Literal["server", "transformers"] = Field(
+        default="server", description="server: a child process behind the protocol; transformers: in this process"
+    )
     max_concurrency: int = Field(default=128, ge=1, le=4096)
 
 

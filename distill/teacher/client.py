@@ -7,39 +7,30 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 from distill.errors import TeacherError
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.teacher.accounts import Accounts
+from distill.teacher.batch_api import BatchApi
+from distill.teacher.batch_queue import BatchQueue
+from distill.teacher.batch_store import BatchStore
 from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
 from distill.teacher.flow import in_order
 from distill.teacher.ledger import Asker, Failure, Ledger
 from distill.teacher.limits import Gate, Limits
-from distill.teacher.pricing import rates_of
 from distill.teacher.rates import Bucket, backoff_seconds
 from distill.teacher.requests import Answer, KeyMaker, Request, teacher_identity, teacher_label
+from distill.teacher.sender import Nobody, Sender, open_sender
 
 FAILURES_IN_A_ROW = 20
 
 
-@dataclass
-class Usage:
-    """What this session did, for progress and manifests."""
-
-    sent: int = 0  # attempts that went out
-    answered: int = 0
-    from_ledger: int = 0
-    failed: int = 0
-    refusals: int = 0  # 429 and 503
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    spent_usd: float = 0.0
-    latency_seconds: float = 0.0  # summed over answers
-
-
 class TeacherClient:
     """One teacher, one ledger, one policy. Use as an async context manager.
+
+    `sender`: another way to it than its recipe section says. `shared`: other teachers fill the ledger too; the budget
+    then counts this one's answers only. `online`: no new batches, whatever the recipe says.
 
     `ask` raises TeacherError for a request that failed; `stopped` says when all of them are bound to (wrong key,
     unreachable, budget spent, failure after failure): whoever runs a job then stops too, and a later run goes on.
@@ -52,16 +43,21 @@ class TeacherClient:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
+        sender: Sender | None = None,
+        shared: bool = False,
+        online: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.teacher = teacher
         self.ledger = ledger
-        self.rates = rates_of(teacher)
-        self.usage = Usage()
         self.stopped: TeacherError | None = None
-        self.endpoint = Endpoint(teacher, base_url, api_key=api_key)
+        self.sender = sender or open_sender(teacher, base_url, api_key=api_key)
         self.label = teacher_label(teacher)
-        self._keys = KeyMaker(teacher_identity(teacher, self.endpoint.url))
+        spent_before = ledger.spent_usd(self.label if shared else None)
+        self._accounts = Accounts(teacher, spent_before=spent_before, limited=not isinstance(sender, Nobody))
+        self.usage = self._accounts.usage
+        self.rates = self._accounts.rates
+        self._keys = KeyMaker(teacher_identity(teacher, base_url))
         rpm, tpm = teacher.requests_per_minute, teacher.tokens_per_minute
         self.limits = Limits(
             teacher.max_concurrency,
@@ -71,30 +67,54 @@ class TeacherClient:
         self._clock = clock
         self._gate = Gate(self.limits, clock)
         self._asking: dict[str, asyncio.Future[Answer]] = {}
-        self._spent_before = ledger.spent_usd()
         self._failures_in_a_row = 0
         self._rng = random.Random(0)
         self._stop_event = asyncio.Event()
-        if teacher.budget_usd is not None and self.rates is None:
-            raise TeacherError(
-                f"teacher.budget_usd is set, but the price of '{teacher.model}' is unknown",
-                remedy="set teacher.price.input and .output in dollars per million tokens",
-            )
+        self._batches = self._open_batches(gather=self.in_batch_mode and not online)
         self._check_budget()
 
     async def __aenter__(self) -> TeacherClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.endpoint.close()
+        if self._batches is not None:
+            await self._batches.close()
+        await self.sender.close()
+
+    @property
+    def width(self) -> int:
+        """Prompts to work on at once: twice the requests in flight, so that a free place never waits for one."""
+        at_once = self.teacher.max_concurrency
+        if isinstance(self.teacher, OpenAITeacher) and self.in_batch_mode:
+            at_once = max(at_once, self.teacher.batch.requests)
+        return 2 * at_once
+
+    @property
+    def in_batch_mode(self) -> bool:
+        """Whether the recipe asks through the Batch API."""
+        return isinstance(self.teacher, OpenAITeacher) and self.teacher.mode == "batch"
+
+    @property
+    def in_batches(self) -> int:
+        """Requests that wait for a batch."""
+        return self._batches.in_batches if self._batches is not None else 0
 
     def key(self, request: Request) -> str:
         """The request's key in the ledger."""
         return self._keys.key(request)
 
     def spent_usd(self) -> float:
-        """Dollars of the whole ledger, this session included."""
-        return self._spent_before + self.usage.spent_usd
+        """Dollars of all sessions, this one included."""
+        return self._accounts.spent_usd()
+
+    def _open_batches(self, *, gather: bool) -> BatchQueue | None:
+        """Batches to come, or of an earlier run: those are collected whatever the recipe says now."""
+        teacher = self.teacher
+        if not isinstance(teacher, OpenAITeacher) or not isinstance(self.sender, Endpoint):
+            return None
+        store = BatchStore(self.ledger, self.label)
+        batches = BatchQueue(BatchApi(self.sender), store, teacher.batch, self, model=teacher.model, gather=gather)
+        return None if batches.idle else batches
 
     async def ask(self, request: Request) -> Answer:
         """The committed answer, from the ledger where it is there. Equal requests under way are asked once."""
@@ -139,7 +159,7 @@ class TeacherClient:
                     raise self.stopped from None
                 return request, error
 
-        async for pair in in_order(outcome, requests, width=2 * self.teacher.max_concurrency):
+        async for pair in in_order(outcome, requests, width=self.width):
             yield pair
 
     def stop(self, reason: TeacherError) -> None:
@@ -148,9 +168,17 @@ class TeacherClient:
             self.stopped = reason
             self._stop_event.set()
             self._gate.close(reason)
+            if self._batches is not None:
+                self._batches.abandon(reason)
 
     async def _ask_anew(self, key: str, request: Request) -> Answer:
-        """All attempts at one request, then the commit of what came of it."""
+        """A batch's answer, where it is in one; else all attempts at it, then the commit of what came of them."""
+        if self._batches is not None:
+            if self.stopped is not None:
+                raise self.stopped
+            answer = await self._batches.answer(key, request)
+            if answer is not None:
+                return answer
         tokens = request.estimated_tokens()
         deadline = self._clock() + self.teacher.deadline_seconds
         answered_before = self.usage.answered
@@ -161,7 +189,7 @@ class TeacherClient:
             self.usage.sent += 1
             sent += 1
             try:
-                reply = await self.endpoint.send(request)
+                reply = await self.sender.send(request)
                 seconds = self._clock() - started_at
                 used = reply.prompt_tokens + reply.completion_tokens
                 self.limits.answered(tokens, used, seconds=seconds, completion_tokens=reply.completion_tokens)
@@ -199,36 +227,30 @@ class TeacherClient:
             raise self.stopped
 
     async def _commit(self, key: str, request: Request, reply: Reply, attempts: int, seconds: float) -> Answer:
-        cost = None
-        if self.rates is not None:
-            cost = self.rates.cost_usd(
-                reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, reply.reasoning_tokens
-            )
-        answer = Answer(
-            key=key,
-            text=reply.text,
-            refusal=reply.refusal,
-            finish_reason=reply.finish_reason,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            cached_tokens=reply.cached_tokens,
-            cost_usd=cost,
-            attempts=attempts,
-            latency_seconds=seconds,
-            created_at=time.time(),
-            reasoning_tokens=reply.reasoning_tokens,
-            logprobs=reply.logprobs,
-            teacher=self.label,
-        )
-        self.usage.spent_usd += cost or 0.0
-        self._check_budget()
-        self._failures_in_a_row = 0
-        await self.ledger.put_answer(answer, self._asker(request))
-        self.usage.answered += 1
-        self.usage.latency_seconds += seconds
-        self.usage.prompt_tokens += reply.prompt_tokens
-        self.usage.completion_tokens += reply.completion_tokens
+        answer = self._accounts.answer(key, reply, attempts=attempts, seconds=seconds)
+        self._spend(answer)
+        await self.ledger.put_answer(answer, self.asker(request))
+        self._accounts.tally(answer)
         return answer
+
+    def batch_answer(self, key: str, reply: Reply) -> Answer:
+        """An answer at the batch's price; what it took there is not known."""
+        return self._accounts.answer(key, reply, attempts=1, seconds=0.0, in_batch=True)
+
+    def count(self, answer: Answer) -> None:
+        """Usage and budget of a batch's answer, once it is committed."""
+        self.usage.sent += 1
+        self._spend(answer)
+        self._accounts.tally(answer)
+
+    def usual_cost_usd(self, answer: Answer) -> float | None:
+        """What such an answer costs as the recipe asks for it."""
+        return self._accounts.cost_of(answer, in_batch=self.in_batch_mode)
+
+    def _spend(self, answer: Answer) -> None:
+        self._accounts.spend(answer)
+        self._check_budget()
+        self._failures_in_a_row = 0  # as it came, not as it was committed: failures after it count
 
     async def _give_up(self, key: str, request: Request, attempt: Attempt, attempts: int, helpless: bool) -> NoReturn:
         """Record the failure, stop everything where it is everybody's, and raise it."""
@@ -246,15 +268,15 @@ class TeacherClient:
             self.stop(TeacherError(message, remedy=remedy, retryable=error.retryable, status=error.status))
         permanent = not error.retryable
         await self.ledger.put_failure(
-            Failure(key, error.message, error.status, permanent, attempts, time.time()), self._asker(request)
+            Failure(key, error.message, error.status, permanent, attempts, time.time()), self.asker(request)
         )
         raise error
 
     def _check_budget(self) -> None:
-        budget = self.teacher.budget_usd
-        if budget is not None and self.spent_usd() >= budget:
-            message = f"the budget of ${budget:g} is spent (${self.spent_usd():.4f}, earlier sessions included)"
-            self.stop(TeacherError(message, remedy="raise teacher.budget_usd and run again: nothing is asked twice"))
+        reason = self._accounts.overspent()
+        if reason is not None:
+            self.stop(reason)
 
-    def _asker(self, request: Request) -> Asker:
+    def asker(self, request: Request) -> Asker:
+        """Who asks, for the ledger."""
         return Asker(self.label, request.method, request.seed_row, request.sample)

@@ -101,8 +101,7 @@ class Endpoint:
         try:
             return parse_reply(reply.content, parse_rate_news(reply.headers))
         except ValueError as error:
-            message = f"{self.shown_url} sent no chat completion: {self.scrub(str(error))}"
-            raise AttemptFailed(Attempt(TeacherError(message, retryable=True))) from None
+            raise self.odd_reply(f"no chat completion: {error}") from None
 
     async def exchange(
         self,
@@ -126,6 +125,10 @@ class Endpoint:
         if reply.status >= 300:
             raise AttemptFailed(self._by_status(reply))
         return reply
+
+    def odd_reply(self, what: str) -> AttemptFailed:
+        """For a reply of status 2xx that holds something else than asked for."""
+        return AttemptFailed(Attempt(TeacherError(f"{self.shown_url} sent {self.scrub(what)}", retryable=True)))
 
     def scrub(self, text: str) -> str:
         """Provider texts may repeat the key; nothing of ours does."""

@@ -8,56 +8,17 @@ tombstones beside the answers.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import queue
 import sqlite3
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from distill.errors import DistillError, TeacherError
+from distill.errors import TeacherError
+from distill.teacher.ledger_file import as_user_error, connect, connect_to_read, hold
 from distill.teacher.requests import Answer
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY,
-    teacher TEXT NOT NULL,
-    method TEXT NOT NULL,
-    seed_row TEXT NOT NULL,
-    sample INTEGER NOT NULL,
-    text TEXT NOT NULL,
-    refusal TEXT,
-    finish_reason TEXT NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    cost_usd REAL,
-    attempts INTEGER NOT NULL,
-    latency_seconds REAL NOT NULL,
-    created_at REAL NOT NULL,
-    reasoning_tokens INTEGER NOT NULL DEFAULT 0,
-    logprobs BLOB
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS failures (
-    key TEXT PRIMARY KEY,
-    teacher TEXT NOT NULL,
-    method TEXT NOT NULL,
-    seed_row TEXT NOT NULL,
-    sample INTEGER NOT NULL,
-    message TEXT NOT NULL,
-    status INTEGER,
-    permanent INTEGER NOT NULL,
-    attempts INTEGER NOT NULL,
-    created_at REAL NOT NULL
-) WITHOUT ROWID;
-"""
-_VERSION = 2
-_FROM_VERSION_1 = """
-ALTER TABLE answers ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE answers ADD COLUMN logprobs BLOB;
-"""
 _PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _PUT_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?)"
 _CLEAR_FAILURE = "DELETE FROM failures WHERE key = ?"
@@ -67,6 +28,7 @@ _GET_ANSWER = (
 )
 _GET_FAILURE = "SELECT message, status FROM failures WHERE key = ? AND permanent = 1"
 _MOST_IN_A_COMMIT = 512
+Statement = tuple[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +55,28 @@ class Failure:
 
 @dataclass(slots=True)
 class _Pending:
-    statements: list[tuple[str, tuple[object, ...]]]
+    statements: list[Statement]
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[None]
 
 
 class Ledger:
-    """The answers of one run folder. One process at a time: a second is told who holds it. Use as a context manager."""
+    """The answers of one run folder. One process at a time: a second is told who holds it. Use as a context manager.
 
-    def __init__(self, path: Path) -> None:
+    `elder` is another ledger whose answers count too; it is only read, whoever holds it.
+    """
+
+    def __init__(self, path: Path, *, elder: Path | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._holder = _hold(path)
+        self._holder = hold(path)
         try:
-            self._reader = _connect(path)
-            self._writer = _connect(path)
+            self._reader = connect(path)
+            self._writer = connect(path)
+            self._elder = connect_to_read(elder) if elder is not None and elder.is_file() else None
         except sqlite3.Error as error:
             self._holder.close()
-            raise _as_user_error(path, error) from None
+            raise as_user_error(path, error) from None
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_loop, name="ledger", daemon=True)
         self._thread.start()
@@ -127,23 +93,45 @@ class Ledger:
         self._queue.put(None)
         self._thread.join()
         self._reader.close()
+        if self._elder is not None:
+            self._elder.close()
         self._writer.close()
         self._holder.close()
 
     def find(self, key: str) -> Answer | TeacherError | None:
         """The committed answer, the permanent refusal, or None: then it is still to ask."""
         try:
-            row = self._reader.execute(_GET_ANSWER, (key,)).fetchone()
-            if row is not None:
-                return _answer(key, row)
-            failed = self._reader.execute(_GET_FAILURE, (key,)).fetchone()
+            for connection in (self._reader, self._elder):
+                if connection is None:
+                    continue
+                row = connection.execute(_GET_ANSWER, (key,)).fetchone()
+                if row is not None:
+                    return _answer(key, row)
+                failed = connection.execute(_GET_FAILURE, (key,)).fetchone()
+                if failed is not None:
+                    return TeacherError(failed[0], status=failed[1])
         except sqlite3.Error as error:
-            raise _as_user_error(self.path, error) from None
-        return None if failed is None else TeacherError(failed[0], status=failed[1])
+            raise as_user_error(self.path, error) from None
+        return None
 
-    def spent_usd(self) -> float:
-        """Dollars of all answers ever committed here whose price was known."""
-        return float(self._reader.execute("SELECT TOTAL(cost_usd) FROM answers").fetchone()[0])
+    def absorb(self, path: Path) -> int:
+        """Copy another ledger's answers and failures that are not here; the number of answers that are new."""
+        before = self.count()
+        try:
+            self._writer.execute("ATTACH DATABASE ? AS other", (str(path),))
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._writer.execute("INSERT OR IGNORE INTO answers SELECT * FROM other.answers")
+            self._writer.execute("INSERT OR IGNORE INTO failures SELECT * FROM other.failures")
+            self._writer.execute("COMMIT")
+            self._writer.execute("DETACH DATABASE other")
+        except sqlite3.Error as error:
+            raise as_user_error(path, error) from None
+        return self.count() - before
+
+    def spent_usd(self, teacher: str | None = None) -> float:
+        """Dollars of all answers ever committed here whose price was known; of one teacher, where it is named."""
+        every = "SELECT TOTAL(cost_usd) FROM answers WHERE ?1 IS NULL OR teacher = ?1"
+        return float(self._reader.execute(every, (teacher,)).fetchone()[0])
 
     def count(self) -> int:
         """Number of committed answers."""
@@ -151,26 +139,7 @@ class Ledger:
 
     async def put_answer(self, answer: Answer, asker: Asker) -> None:
         """Returns once the answer is on disk."""
-        row = (
-            answer.key,
-            asker.teacher,
-            asker.method,
-            asker.seed_row,
-            asker.sample,
-            answer.text,
-            answer.refusal,
-            answer.finish_reason,
-            answer.prompt_tokens,
-            answer.completion_tokens,
-            answer.cached_tokens,
-            answer.cost_usd,
-            answer.attempts,
-            answer.latency_seconds,
-            answer.created_at,
-            answer.reasoning_tokens,
-            answer.logprobs,
-        )
-        await self._commit([(_PUT_ANSWER, row), (_CLEAR_FAILURE, (answer.key,))])
+        await self.commit(put_answer(answer, asker))
 
     async def put_failure(self, failure: Failure, asker: Asker) -> None:
         """Returns once the failure is on disk."""
@@ -186,9 +155,14 @@ class Ledger:
             failure.attempts,
             failure.created_at,
         )
-        await self._commit([(_PUT_FAILURE, row)])
+        await self.commit([(_PUT_FAILURE, row)])
 
-    async def _commit(self, statements: list[tuple[str, tuple[object, ...]]]) -> None:
+    def rows(self, query: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        """Whatever else is kept here beside answers."""
+        return self._reader.execute(query, values).fetchall()
+
+    async def commit(self, statements: list[Statement]) -> None:
+        """Returns once all of them are on disk, in one transaction."""
         loop = asyncio.get_running_loop()
         pending = _Pending(statements, loop, loop.create_future())
         self._queue.put(pending)
@@ -224,9 +198,33 @@ class Ledger:
         except Exception as error:  # whatever it is, those who wait must hear it: this thread has nobody else to tell
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-            return _as_user_error(self.path, error) if isinstance(error, sqlite3.Error) else error
+            return as_user_error(self.path, error) if isinstance(error, sqlite3.Error) else error
         self.commits += 1
         return None
+
+
+def put_answer(answer: Answer, asker: Asker) -> list[Statement]:
+    """The statements that keep an answer and forget that it failed before."""
+    row = (
+        answer.key,
+        asker.teacher,
+        asker.method,
+        asker.seed_row,
+        asker.sample,
+        answer.text,
+        answer.refusal,
+        answer.finish_reason,
+        answer.prompt_tokens,
+        answer.completion_tokens,
+        answer.cached_tokens,
+        answer.cost_usd,
+        answer.attempts,
+        answer.latency_seconds,
+        answer.created_at,
+        answer.reasoning_tokens,
+        answer.logprobs,
+    )
+    return [(_PUT_ANSWER, row), (_CLEAR_FAILURE, (answer.key,))]
 
 
 def _answer(key: str, row: tuple[Any, ...]) -> Answer:
@@ -269,50 +267,3 @@ def _resolve(futures: list[asyncio.Future[None]], error: Exception | None) -> No
             future.set_result(None)
         else:
             future.set_exception(error)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, 1, _VERSION):
-            raise sqlite3.DatabaseError(f"it is of version {version}, this program reads {_VERSION}")
-        if version != _VERSION:  # in one transaction: a kill leaves the old version or the new
-            change = _SCHEMA if version == 0 else _FROM_VERSION_1
-            connection.executescript(f"BEGIN IMMEDIATE;{change}PRAGMA user_version={_VERSION};COMMIT;")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _hold(path: Path) -> IO[str]:
-    """Lock the ledger for this process."""
-    handle = open(path.with_name(path.name + ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 - held until close()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        raise DistillError(f"{path} is in use by {holder}", remedy="wait for it or stop it") from None
-    handle.seek(0)
-    handle.truncate()
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
-    return handle
-
-
-def _as_user_error(path: Path, error: sqlite3.Error) -> DistillError:
-    text = str(error)
-    if "disk is full" in text or "disk I/O" in text:
-        return DistillError(
-            f"cannot write {path}: {text}", remedy="make room on that disk and run again; answers so far are kept"
-        )
-    if isinstance(error, sqlite3.OperationalError):
-        return DistillError(f"cannot use {path}: {text}", remedy="check that the folder can be written")
-    return DistillError(
-        f"{path} is not a readable ledger: {text}", remedy="move it away to ask everything anew, or restore a copy"
-    )

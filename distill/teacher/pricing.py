@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +14,31 @@ from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
 
 PRICES_PATH = Path(__file__).with_name("prices.toml")
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-_FIELDS = {"input", "cached_input", "output", "reasoning"}
+_FIELDS = {"input", "cached_input", "output", "reasoning", "batch_input", "batch_output"}
 
 
 @dataclass(frozen=True)
 class Rates:
     """Dollars per million tokens. `cached_input` is what prompt tokens cost that the provider had cached, `reasoning`
-    what hidden ones of the answer cost (None: as any other)."""
+    what hidden ones of the answer cost (None: as any other), `batch_*` what all of them cost in a batch (None: as
+    online)."""
 
     input: float
     output: float
     cached_input: float | None = None
     reasoning: float | None = None
+    batch_input: float | None = None
+    batch_output: float | None = None
+
+    def in_batch(self) -> Rates:
+        """What requests of the Batch API cost."""
+        asked, answered = self.batch_input, self.batch_output
+        return Rates(
+            input=self.input if asked is None else asked,
+            output=self.output if answered is None else answered,
+            cached_input=self.cached_input if asked is None else None,
+            reasoning=self.reasoning if answered is None else None,
+        )
 
     def cost_usd(
         self,
@@ -80,6 +94,19 @@ def rates_of(
         output=output_rate,
         cached_input=price.cached_input if price.cached_input is not None else kept.cached_input,
         reasoning=price.reasoning if price.reasoning is not None else kept.reasoning,
+        batch_input=price.batch_input if price.batch_input is not None else kept.batch_input,
+        batch_output=price.batch_output if price.batch_output is not None else kept.batch_output,
+    )
+
+
+def blended(rates: Sequence[tuple[Rates | None, float]]) -> Rates | None:
+    """The mean of several teachers' rates by their shares; None where one is unknown."""
+    known = [(one, share) for one, share in rates if one is not None]
+    if len(known) < len(rates):
+        return None
+    return Rates(
+        input=sum(one.input * share for one, share in known),
+        output=sum(one.output * share for one, share in known),
     )
 
 
@@ -98,8 +125,8 @@ def _listed(model: str, prices_path: Path) -> Rates | None:
 def _rates(name: str, line: object, prices_path: Path) -> Rates:
     if not isinstance(line, dict) or not {"input", "output"} <= set(line) <= _FIELDS:
         raise DistillError(
-            f"{prices_path}: '{name}' needs input and output, and may have cached_input and reasoning",
-            remedy="mend the file",
+            f"{prices_path}: '{name}' needs input and output",
+            remedy="it may also have cached_input, reasoning, batch_input and batch_output, nothing else",
         )
     if any(isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0 for rate in line.values()):
         raise DistillError(f"{prices_path}: '{name}': a rate is a number of dollars, 0 or more", remedy="mend the file")

@@ -16,6 +16,7 @@ from distill.generate.feedback import draws, guided, length_counts, order_counts
 from distill.generate.principles import WORDINGS, draw_principle, note_for_critic
 from distill.judge.aspects import ASPECTS, Rating
 from distill.recipe.generate import BinarizeRule, Feedback, PreferenceJob, Principles, Sampling
+from distill.recipe.schema import Recipe
 from tests.generate.conftest import Project
 from tests.teacher.mock import Body, MockTeacher, Reply, Respond, completion
 
@@ -258,6 +259,30 @@ def test_equal_answers_make_equal_datasets_in_whatever_order_they_come(project: 
         project.run(recipe)
         again = project.manifest("uf")["outputs"]
     assert made == [again[name] for name in ("data.parquet", "rejected.parquet", "README.md")]
+
+
+def test_several_models_answer_and_the_recipes_own_judges(project: Project) -> None:
+    """Four samples of two models in turn; the stronger one's texts are the better ones, wherever they are shown."""
+    judging = judge(lambda aspect, text, place: "1" if text.startswith("weak") else GRADES["s2"])
+
+    def respond(body: Body, number: int) -> Reply:
+        asked = str(body["messages"][-1]["content"])
+        return judging(body, number) if asked.startswith("Rate ") else completion(f"{body['model']}{number}")
+
+    job = {**feedback_job(project, "q", "r"), "samples": 4, "teachers": {"names": ["strong", "weak"]}}
+    with MockTeacher(respond) as mock:
+        fields = project.recipe(mock.base_url, job, model="strong", max_concurrency=1).model_dump(mode="json")
+        fields["teachers"] = [{"model": "weak", "base_url": mock.base_url, "max_concurrency": 1}]
+        project.run(Recipe.model_validate(fields, strict=False))
+        judges = {body["model"] for body in mock.requests if "Rate " in str(body["messages"][-1]["content"])}
+    assert judges == {"strong"}
+    for row in project.data("uf"):
+        assert sorted(one["teacher"] for one in row["completions"]) == ["strong", "strong", "weak", "weak"]
+        assert all(one["text"].startswith(one["teacher"]) for one in row["completions"])
+        assert row["chosen"][0]["content"].startswith("strong") and row["rejected"][0]["content"].startswith("weak")
+        assert row["teacher"] == "strong"
+    card = (project.path / "runs/test/generate-uf/README.md").read_text()
+    assert "| `strong` | 20 |" in card and "| `weak` | 4 |" in card  # 2 x 2 answers and 2 x 8 judgements
 
 
 def test_settings_belong_to_their_rank() -> None:

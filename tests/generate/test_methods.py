@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -79,6 +80,46 @@ def test_bad_answers_are_dropped_with_their_reasons(project: Project) -> None:
         "duplicate_prompt": 2,
         "empty_prompt": 1,
     }
+
+
+@pytest.mark.parametrize("policy", ["drop", "keep", "retry"])
+def test_unusable_answers_follow_the_policy_and_are_never_paid_twice(policy: str, project: Project) -> None:
+    """`cured` is an answer at its second try; the others never are. A second making asks nothing."""
+    bad = {
+        "cured": completion("half", finish_reason="length"),
+        "long": completion("half of it", finish_reason="length"),
+        "no": completion(None, refusal="I will not"),
+        "blank": completion(" "),
+    }
+    asked: Counter[str] = Counter()
+
+    def respond(body: Body, number: int) -> Reply:
+        text = question(body)
+        asked[text] += 1
+        return completion("fine") if text == "good" or (text == "cured" and asked[text] == 2) else bad[text]
+
+    unusable = {"truncated": policy, "refused": policy, "empty": policy}
+    job = {"name": "inst", "kind": "instruction", "prompts": project.prompts(["good", *bad]), "unusable": unusable}
+    with MockTeacher(respond) as mock:
+        recipe = project.recipe(mock.base_url, job)
+        project.run(recipe)
+        first = project.manifest("inst")
+        (project.path / "runs/test/generate-inst/manifest.json").unlink()
+        project.run(recipe)
+        assert project.manifest("inst")["outputs"] == first["outputs"]
+    answers = [row["messages"][-1]["content"] for row in project.data("inst")]
+    dropped = {"truncated": 2, "refused": 1, "empty": 1}
+    if policy == "drop":
+        assert answers == ["fine"] and first["metrics"]["dropped"] == dropped and sum(asked.values()) == 5
+    elif policy == "keep":
+        assert answers == ["fine", "half", "half of it", "I will not", " "] and not first["metrics"]["dropped"]
+        assert first["metrics"]["counts"] == {"truncated_kept": 2, "refused_kept": 1, "empty_kept": 1}
+    else:
+        assert answers == ["fine", "fine"]
+        assert asked == {"good": 1, "cured": 2, "long": 3, "no": 3, "blank": 3}
+        retried = {"truncated_retried": 3, "refused_retried": 2, "empty_retried": 2}
+        assert first["metrics"]["dropped"] == {**dropped, "truncated": 1, **retried}
+        assert first["metrics"]["answers"] == 12  # all of them were paid for
 
 
 def test_verified_keeps_right_answers_only(project: Project) -> None:

@@ -92,7 +92,9 @@ def test_preview_shows_rows_and_projects_the_whole(project: Project) -> None:
         printed = project.run(recipe, rows=20)
         assert len(mock.requests) == 20
         assert "q[19]" in printed and "q[20]" not in printed and "echo [bold]x" in printed
-        assert "about 3,000 tokens (+-0%), $0.0040, 200 rows" in printed
+        assert "all 200 prompts (95% t-interval over 20)" in printed
+        assert "tokens  about 3,000 (3,000 to 3,000)" in printed and "rows    about 200 (200 to 200)" in printed
+        assert "cost    about $0.0040 (0.0040 to 0.0040)" in printed and "s at 8 in flight" in printed
         assert not (project.path / "runs/test/generate-inst").exists()
         project.run(recipe)
         assert len(mock.requests) == 200  # the previewed ones are paid already

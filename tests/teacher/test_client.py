@@ -14,7 +14,8 @@ import pytest
 from distill.errors import DistillError, TeacherError
 from distill.recipe.generate import Sampling
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher, Price
-from distill.teacher.client import FAILURES_IN_A_ROW, TeacherClient, Usage
+from distill.teacher.accounts import Usage
+from distill.teacher.client import FAILURES_IN_A_ROW, TeacherClient
 from distill.teacher.ledger import Ledger
 from distill.teacher.logprobs import Position, unpack
 from distill.teacher.requests import Answer, ChatRequest, CompletionRequest

@@ -8,7 +8,7 @@ import pytest
 
 from distill.errors import DistillError
 from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher, Price
-from distill.teacher.pricing import FREE, PRICES_PATH, Rates, rates_of
+from distill.teacher.pricing import FREE, PRICES_PATH, Rates, blended, rates_of
 
 
 @pytest.fixture
@@ -24,6 +24,21 @@ def test_cost_counts_cached_tokens_at_their_own_rate(prices: Path) -> None:
     # 1,000 fresh at $2, 500 cached at $0.50 and 250 written at $8 a million: 0.002 + 0.00025 + 0.002
     assert rates is not None and rates.cost_usd(1500, 250, 500) == pytest.approx(0.00425)
     assert Rates(2.0, 8.0).cost_usd(1500, 0, 500) == pytest.approx(0.003)
+
+
+def test_a_batch_has_rates_of_its_own() -> None:
+    """1,000 prompt tokens (500 of them cached) and 100 answered, at $1 and $4 in a batch; online they are $2 and $8."""
+    rates = Rates(2.0, 8.0, cached_input=0.5, batch_input=1.0, batch_output=4.0)
+    assert rates.in_batch().cost_usd(1000, 100, 500) == pytest.approx(0.0014)
+    online_too = Rates(2.0, 8.0, cached_input=0.5)
+    assert online_too.in_batch() == online_too
+    listed = rates_of(OpenAITeacher(model="gpt-4.1"))
+    assert listed is not None and listed.in_batch() == Rates(listed.input / 2, listed.output / 2)
+
+
+def test_several_teachers_cost_the_mean_of_their_shares() -> None:
+    assert blended([(Rates(1.0, 2.0), 0.75), (Rates(5.0, 10.0), 0.25)]) == Rates(2.0, 4.0)
+    assert blended([(Rates(1.0, 2.0), 0.5), (None, 0.5)]) is None
 
 
 def test_reasoning_tokens_have_their_own_rate() -> None:

@@ -1,0 +1,66 @@
+"""Parts of a job for several processes or machines: which prompts are whose, and what a part may use of the limits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+from distill.errors import DistillError
+from distill.recipe.schema import Recipe
+from distill.recipe.teacher import Teacher
+from distill.records import Message
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`, from 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def folder(self) -> str:
+        """Its folder under `shards/`."""
+        return f"{self.index}-of-{self.count}"
+
+    def holds(self, messages: tuple[Message, ...]) -> bool:
+        """Whether a prompt is this shard's: by its text alone, so that further prompts move none."""
+        digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.count == self.index - 1
+
+    def part_of(self, recipe: Recipe) -> Recipe:
+        """The recipe with this shard's part of what is declared for the whole: rates and budgets."""
+        return recipe.model_copy(
+            update={
+                "teacher": self._part_of(recipe.teacher),
+                "teachers": tuple(self._part_of(teacher) for teacher in recipe.teachers),
+            }
+        )
+
+    def _part_of(self, teacher: Teacher) -> Teacher:
+        declared = {
+            "requests_per_minute": teacher.requests_per_minute,
+            "tokens_per_minute": teacher.tokens_per_minute,
+            "budget_usd": teacher.budget_usd,
+        }
+        return teacher.model_copy(
+            update={name: value / self.count for name, value in declared.items() if value is not None}
+        )
+
+
+def parse_shard(text: str) -> Shard:
+    """`2/8` is the second of eight."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise DistillError(f"--shard {text}: not a part of a whole", remedy="write 1/4 to 4/4 for four shards")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def all_shards(count: int) -> list[Shard]:
+    """The parts of a whole."""
+    return [Shard(index, count) for index in range(1, count + 1)]
