@@ -47,7 +47,6 @@ class EngineLoop:
         self._stopping = False
         self._tickets: dict[int, Ticket] = {}
         self._keys = 0
-        self.num_accepted = 0  # tickets submitted and neither finished nor dropped; asyncio's side counts
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -69,13 +68,11 @@ class EngineLoop:
             raise EngineError(f"the engine failed: {self.failure}", remedy="restart the server")
         self._keys += 1
         ticket = Ticket(self._keys, prompts, params, n, stream, asyncio.get_running_loop())
-        self.num_accepted += 1
         self._send("add", ticket)
         return ticket
 
     def close(self, ticket: Ticket) -> None:
         """The reader is gone or has everything: free what is left of the request."""
-        self.num_accepted -= 1
         if not ticket.finished:
             self._send("drop", ticket)
 

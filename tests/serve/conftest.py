@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.engine.runner import Engine, EngineConfig
 from distill.serve.app import create_app
-from distill.serve.protocol import Limits
+from distill.serve.fields import Limits
 from tests.engine.models import byte_tokenizer, chat_model
 
 MODEL = "tiny/chat"

@@ -15,6 +15,7 @@ from tests.engine.models import byte_tokenizer, chat_model, reference
 from tests.serve.conftest import MODEL, Running, start
 
 MESSAGES = [{"role": "user", "content": "the cat"}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +165,15 @@ def test_logprobs(client: openai.OpenAI) -> None:
 def test_error_names_the_field(client: openai.OpenAI) -> None:
     cases: list[tuple[dict[str, object], str]] = [
         ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
-        ({"extra_body": {"logit_bias": {"5": 1}}}, "logit_bias"),
-        ({"extra_body": {"tools": [{"type": "function"}]}}, "tools"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"cat": 1}}, "logit_bias"),
+        ({"extra_body": {"tools": [{"type": "function"}]}}, "tools[0].function"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"extra_body": {"echo": True}}, "echo"),
+        ({"extra_body": {"repetition_penalty": 1e-30}}, "repetition_penalty"),
+        ({"extra_body": {"stop_token_ids": list(range(65))}}, "stop_token_ids"),
+        ({"seed": 1 << 70}, "seed"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages[0].tool_calls"),
         ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 2}, "top_p"),

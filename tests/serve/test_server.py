@@ -17,7 +17,7 @@ import pytest
 from distill.engine.runner import Engine, EngineConfig
 from distill.errors import DistillError
 from distill.serve.child import embedded_server
-from distill.serve.protocol import Limits
+from distill.serve.fields import Limits
 from distill.serve.server import is_loopback, serve_model
 from tests.engine.models import byte_tokenizer, chat_model
 from tests.serve.conftest import MODEL, Running, start
@@ -68,13 +68,13 @@ def test_full_queue_is_refused_and_the_accepted_are_served() -> None:
     server, url = start(Engine(chat_model(tokenizer), tokenizer), limits=Limits(max_queue=1))
     try:
         first = _send(url, {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True})
-        _until(lambda: "distill_requests_open 1" in _get(url, "/metrics")[1])
+        _until(lambda: "distill_choices_open 1" in _get(url, "/metrics")[1])
         second = _send(url, {"prompt": "the cat", "max_tokens": 1}).getresponse()
         assert second.status == 503 and int(second.headers["retry-after"]) >= 1
         answer = json.loads(first.getresponse().read())
         assert answer["usage"]["completion_tokens"] == 200
         text = _get(url, "/metrics")[1]
-        assert "distill_requests_open 0" in text and "distill_requests_rejected_total 1" in text
+        assert "distill_choices_open 0" in text and "distill_requests_rejected_total 1" in text
     finally:
         server.should_exit = True
 
