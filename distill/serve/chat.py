@@ -32,7 +32,7 @@ def take_chat(fields: Fields) -> Chat:
     if choice is not None and choice not in TOOL_CHOICES:
         raise ApiError(
             400,
-            "'tool_choice' is supported as \"none\" and \"auto\": the chat template describes the tools, nothing forces"
+            '\'tool_choice\' is supported as "none" and "auto": the chat template describes the tools, nothing forces'
             " the model to call one",
             param="tool_choice",
             code="unsupported_value",

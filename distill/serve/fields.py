@@ -105,7 +105,8 @@ def unknown_model(asked: str, model_name: str) -> ApiError:
 
 def finite(name: str, value: Any) -> float:
     """A number that a float holds: no boolean, no infinity, no integer of 400 digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -sys.float_info.max <= value <= sys.float_info.max:
+    largest = sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -largest <= value <= largest:
         raise wrong(name, value, "a finite number")
     return float(value)
 

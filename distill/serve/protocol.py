@@ -104,9 +104,7 @@ def _shape(fields: Fields, limits: Limits, *, num_prompts: int) -> tuple[int, bo
     return n, stream, _include_usage(fields.any("stream_options"), stream)
 
 
-def _sampling(
-    fields: Fields, limits: Limits, *, logprobs: int | None, prompt_logprobs: int | None
-) -> dict[str, Any]:
+def _sampling(fields: Fields, limits: Limits, *, logprobs: int | None, prompt_logprobs: int | None) -> dict[str, Any]:
     """The fields both endpoints share, as keywords of SamplingParams; the last to take any."""
     temperature = fields.number("temperature", 1.0)
     repetition = fields.number("repetition_penalty", 1.0)

@@ -139,9 +139,7 @@ class Service:
     ) -> Response:
         """Hand an accepted request to the engine; what is returned waits for it and sends the answer."""
         chat = asked.chat is not None
-        answers = Answers(
-            self._texts, model_name=self.model_name, chat=chat, prompts=prompts, echoes=echoes, n=asked.n
-        )
+        answers = Answers(self._texts, model_name=self.model_name, chat=chat, prompts=prompts, echoes=echoes, n=asked.n)
         try:
             ticket = self.loop.submit(prompts, params, n=asked.n, stream=asked.stream)
         except EngineError as error:

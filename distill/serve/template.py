@@ -23,8 +23,8 @@ import jinja2.sandbox
 import jinja2.utils
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.parser import Parser
 from jinja2.filters import do_format, do_indent, do_join, do_replace
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SOURCE_CHARACTERS = 1 << 20
@@ -144,9 +144,7 @@ class ChatTemplate:
 
 def _environment() -> _Environment:
     """The sandbox with the names that chat templates expect."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     for name in _UNNEEDED:
         del environment.filters[name]
     environment.filters.update(tojson=_to_json, replace=_replace, join=_join, format=_format, indent=_indent)

@@ -80,14 +80,18 @@ class Tokens:
     ) -> list[int]:
         try:
             text = template.render(chat.messages, chat.tools, add_generation_prompt)
-        except Exception as error:  # the template is the model's own code: whatever it raises, it refuses these messages
+        except (
+            Exception
+        ) as error:  # the template is the model's own code: whatever it raises, it refuses these messages
             raise ApiError(400, f"the chat template refuses these messages: {error}", param="messages") from None
         ids = self._encode(text, add_special_tokens)
         bos = self._tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> tuple[ChatTemplate | None, str]:
+def _template(
+    tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None
+) -> tuple[ChatTemplate | None, str]:
     """The template for chats with or without tools, and why there is none."""
     if tokenizer.chat_template is None:
         return None, "this model has no chat template"
