@@ -42,7 +42,7 @@ class Tokens:
         if not unbounded and len(prompt) > self._max_characters:
             raise ApiError(
                 400,
-                f"the prompt has {len(prompt)} characters; {self.max_model_len} tokens hold {self._max_characters} at most",
+                f"the prompt has {len(prompt)} characters; {self.max_model_len} tokens hold {self._max_characters}",
                 param="prompt",
                 code="context_length_exceeded",
             )
