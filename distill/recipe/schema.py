@@ -24,6 +24,7 @@ class Serve(Section):
     kv_gib: float = Field(default=1.0, gt=0, description="memory for the KV cache, in GiB")
     block_size: int = Field(default=32, ge=1, description="tokens in a KV block")
     prefill_tokens: int = Field(default=512, ge=1, description="prompt tokens prefilled in one step")
+    max_queue: int = Field(default=1024, ge=1, description="choices accepted and not answered; beyond it 503")
     dtype: Dtype = "auto"
 
 

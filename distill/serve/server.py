@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from distill.engine.runner import Engine, EngineConfig
 from distill.errors import DistillError
@@ -21,6 +22,7 @@ from distill.model.load import DeviceName, DtypeName, load_model, load_tokenizer
 from distill.recipe.schema import Serve
 from distill.runs import write_atomically
 from distill.serve.app import create_app
+from distill.serve.fields import Limits
 
 _PR_SET_PDEATHSIG = 1
 _PARENT_POLL_SECONDS = 0.5
@@ -56,14 +58,12 @@ def serve_model(
         tokenizer = load_tokenizer(path)
         model = load_model(path, dtype=dtype, device=device)
         engine = Engine(model, tokenizer, engine_config(settings))
-        app = create_app(engine, model_name=model_name or str(path), api_key=api_key)
+        limits = Limits(max_queue=settings.max_queue)
+        app = create_app(engine, model_name=model_name or str(path), api_key=api_key, limits=limits)
         # the engine's thread asks for the interpreter hundreds of times a step; at the default of 5 ms every request
         # that is being parsed would hold it up
         sys.setswitchinterval(_SWITCH_SECONDS)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN_SECONDS, lifespan="on"
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn_config(app, limits))
         shown = f"[{host}]" if ":" in host else host
         base_url = f"http://{shown}:{listener.getsockname()[1]}/v1"
         announcer = threading.Thread(target=_announce, args=(server, base_url, ready_file), daemon=True)
@@ -71,6 +71,22 @@ def serve_model(
         server.run(sockets=[listener])
     if app.state.engine_loop.failure is not None:
         raise DistillError(f"the engine failed: {app.state.engine_loop.failure}", remedy="see the log above")
+
+
+def uvicorn_config(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """How the app is run: a parser that bounds headers whatever else is installed, and an end that drains."""
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        h11_max_incomplete_event_size=limits.max_header_bytes,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        lifespan="on",
+    )
 
 
 def engine_config(settings: Serve) -> EngineConfig:

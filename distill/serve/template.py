@@ -93,6 +93,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_method(target.__self__, target.__name__, args)
         return super().call(context, target, *args, **kwargs)
 
+    def wrap_str_format(self, value: Any) -> Any:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_format(value.__self__)
+        return wrapped
+
     def concatenate(self, parts: Sequence[Any]) -> str:
         """`a ~ b`."""
         texts = [str(part) for part in parts]
@@ -214,8 +220,6 @@ def _check_method(text: str, name: str, args: tuple[Any, ...]) -> None:
         grown = sum(len(item) for item in args[0] if isinstance(item, str)) + len(text) * len(args[0])
     elif name == "expandtabs":
         grown = text.count("\t") * (args[0] if args and isinstance(args[0], int) else 8)
-    elif name in ("format", "format_map"):
-        _check_format(text)
     if grown > MAX_CHARACTERS:
         raise TemplateLimit("a text that is too long")
 

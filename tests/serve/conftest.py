@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from distill.engine.runner import Engine, EngineConfig
 from distill.serve.app import create_app
 from distill.serve.fields import Limits
+from distill.serve.server import uvicorn_config
 from tests.engine.models import byte_tokenizer, chat_model
 
 MODEL = "tiny/chat"
@@ -33,7 +34,7 @@ def start(engine: Engine, *, api_key: str | None = None, limits: Limits = Limits
     """Run an app until `should_exit` is set; returns once it answers."""
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(engine, model_name=MODEL, api_key=api_key, limits=limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    server = uvicorn.Server(uvicorn_config(app, limits))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     while not server.started:
         time.sleep(0.01)
