@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 BIN := $(VENV)/bin
 STAMP = $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow lint install install-dev sandbox clean
+.PHONY: demo test test-slow lint install install-dev install-slow sandbox clean
 
 demo: install sandbox
 	$(BIN)/distill run recipes/demo.yaml
@@ -16,7 +16,7 @@ demo: install sandbox
 test: install-dev sandbox lint
 	$(BIN)/python -m pytest
 
-test-slow: install-dev sandbox
+test-slow: install-slow sandbox
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: install-dev
@@ -26,6 +26,7 @@ lint: install-dev
 
 install: $(VENV)/.installed-$(STAMP)
 install-dev: $(VENV)/.installed-dev-$(STAMP)
+install-slow: $(VENV)/.installed-slow-$(STAMP)
 
 $(VENV)/.installed-$(STAMP):
 	@test -n "$(PYTHON)" || { echo "distill needs Python 3.11 or 3.12 on the PATH"; exit 1; }
@@ -35,7 +36,11 @@ $(VENV)/.installed-$(STAMP):
 	@touch $@
 
 $(VENV)/.installed-dev-$(STAMP): $(VENV)/.installed-$(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev,fuzz,plot]
+	@touch $@
+
+$(VENV)/.installed-slow-$(STAMP): $(VENV)/.installed-dev-$(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[harness]
 	@touch $@
 
 # Generated code runs only inside bubblewrap (Debian, Fedora and Arch package `bubblewrap`).

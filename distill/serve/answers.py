@@ -145,10 +145,4 @@ def usage(completions: Sequence[Completion], n: int) -> dict[str, Any]:
     """Tokens of the request; a prompt counts once however many choices it has."""
     prompt = sum(c.prompt_tokens for c in completions[::n])
     completion = sum(len(c.token_ids) for c in completions)
-    cached = sum(c.cached_tokens for c in completions[::n])
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -43,7 +43,6 @@ class Traffic:
     finished: Counter[str] = field(default_factory=Counter)  # choices by finish reason
     gone: int = 0  # clients that left before their answer was complete
     prompt_tokens: int = 0
-    cached_tokens: int = 0
     completion_tokens: int = 0
     first_token: Histogram = field(default_factory=Histogram)
     between_tokens: Histogram = field(default_factory=Histogram)
@@ -56,7 +55,6 @@ class Traffic:
             self.completion_tokens += len(completion.token_ids)
             if index % n == 0:
                 self.prompt_tokens += completion.prompt_tokens
-                self.cached_tokens += completion.cached_tokens
 
 
 def render(engine: Engine, traffic: Traffic, admission: Admission) -> str:
@@ -96,7 +94,6 @@ def _samples(engine: Engine, traffic: Traffic, admission: Admission) -> list[tup
         ("sequences_finished_total", "counter", "sequences finished", stats.finished),
         ("preemptions_total", "counter", "sequences put back for want of blocks", stats.preemptions),
         ("prompt_tokens_total", "counter", "prompt tokens of answered requests", traffic.prompt_tokens),
-        ("prompt_tokens_cached_total", "counter", "of these, found in the prefix cache", traffic.cached_tokens),
         ("completion_tokens_total", "counter", "tokens of answered requests", traffic.completion_tokens),
         ("prefill_tokens_total", "counter", "prompt tokens computed", stats.prefill_tokens),
         ("decode_tokens_total", "counter", "tokens computed one a step", stats.decode_tokens),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill import __version__
+import distill
 from distill.engine.types import MAX_TOP_LOGPROBS
 from distill.serve.chat import ROLES, TOOL_CHOICES
 from distill.serve.fields import Limits
@@ -35,7 +35,7 @@ def document(model_name: str, limits: Limits, vocab_size: int) -> Schema:
     paths["/v1/models/{name}"] = {"get": {**_operation("The model, by its name", None), "parameters": [parameter]}}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "distill", "version": __version__},
+        "info": {"title": "distill", "version": distill.__version__},
         "paths": paths,
         "components": {
             "schemas": schemas,

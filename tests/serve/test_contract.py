@@ -225,12 +225,6 @@ def test_tokenizer_endpoints(running: Running) -> None:
         assert answer.status_code in (400, 404) and answer.json()["error"]["param"] == name, body
 
 
-def test_usage_says_what_the_prefix_cache_had(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt="the cat", max_tokens=1)
-    assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
-    assert answer.usage.prompt_tokens_details.cached_tokens is not None
-
-
 def test_cold_and_hot_temperatures_leave_the_engine_alive(client: openai.OpenAI) -> None:
     """Dividing logits by 1e-300 gives no numbers; such a temperature is greedy instead."""
     greedy = client.completions.create(model=MODEL, prompt="the", max_tokens=4, temperature=0).choices[0].text

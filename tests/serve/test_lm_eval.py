@@ -14,7 +14,8 @@ from distill.engine.runner import Engine, EngineConfig
 from tests.engine.models import byte_tokenizer, chat_model
 from tests.serve.conftest import Running, start
 
-lm_eval = pytest.importorskip("lm_eval", reason="in the extra `harness`, which `dev` includes")
+lm_eval = pytest.importorskip("lm_eval", reason="in the extra `harness`, which `make test-slow` installs")
+pytestmark = pytest.mark.slow
 QUESTIONS = [
     ("the cat sat on", [" the mat", " a dog", " door the", " the door"], 0),
     ("and the dog", [" ran", " sat on the", " to", " cat"], 1),

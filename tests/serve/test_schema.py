@@ -12,7 +12,7 @@ from distill.serve.fields import Limits
 from tests.engine.models import byte_tokenizer, chat_model
 from tests.serve.conftest import Running, start
 
-schemathesis = pytest.importorskip("schemathesis", reason="in the extra `dev`")
+schemathesis = pytest.importorskip("schemathesis", reason="in the extra `fuzz`")
 LIMITS = Limits(max_choices=4, max_tokens=8, max_queue=64)
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
@@ -61,7 +61,7 @@ def _examine(server: Running, method: str, path: str, positive: bool, examples: 
         response = case.call(session=session, timeout=60)
         statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
         assert response.status_code < 500, f"{response.status_code}: {response.text[:400]}"
-        if 400 <= response.status_code and method == "POST":
+        if response.status_code >= 400 and method == "POST":
             assert response.json()["error"]["message"]
 
     ask()

@@ -24,7 +24,8 @@ HONEST = {
     "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "tools": "{{ bos_token }}{%- if tools %}{{ tools | tojson(indent=2) }}\n    {%- endif %}\n"
-    "{%- for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content | trim ~ eos_token }}{% endfor %}",
+    "{%- for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content | trim ~ eos_token }}"
+    "{% endfor %}",
     "state": "{% set ns = namespace(n=0, last='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% if m.role == 'user' %}{% set ns.last = m.content.strip().split('\n') | join('|') %}{% endif %}{% endfor %}"
     "{{ ns.n }}{{ ns.last }}{{ '%03d' % ns.n }}{{ 'x' * ns.n }}{{ messages | length }}"
@@ -59,8 +60,8 @@ def test_what_a_template_takes() -> None:
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' * 1000 }}{% endfor %}{% endfor %}",
-        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
-        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1,2]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{{ 'x' * 999999 * 999999 }}",
