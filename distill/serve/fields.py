@@ -79,9 +79,9 @@ class Fields:
         return self._left.pop(name, None)
 
     def finish(self, neutral: Mapping[str, Sequence[object]]) -> None:
-        """Refuse what nobody took, except for `neutral` values: those that ask for nothing."""
+        """Refuse what nobody took, except for null and `neutral` values: those that ask for nothing."""
         for name, value in self._left.items():
-            if name in LABELS or (name in neutral and (value is None or value in neutral[name])):
+            if value is None or name in LABELS or (name in neutral and value in neutral[name]):
                 continue
             if name in neutral:
                 raise ApiError(400, f"'{name}' is not supported with this value", param=name, code="unsupported_value")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+from hmac import compare_digest
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,6 +37,6 @@ class Guard:
         if self._expected is None or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
             return None
         given = [value for name, value in headers if name == b"authorization"]
-        if len(given) == 1 and hmac.compare_digest(given[0], self._expected):
+        if len(given) == 1 and compare_digest(given[0], self._expected):
             return None
         return ApiError(401, "a wrong or missing API key", code="invalid_api_key", kind="authentication_error")
