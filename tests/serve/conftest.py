@@ -30,9 +30,13 @@ class Running:
     tokenizer: PreTrainedTokenizerFast
 
 
-def start(engine: Engine, *, api_key: str | None = None, limits: Limits = Limits()) -> tuple[uvicorn.Server, str]:
+def start(
+    engine: Engine, *, api_key: str | None = None, limits: Limits = Limits(), send_buffer_bytes: int | None = None
+) -> tuple[uvicorn.Server, str]:
     """Run an app until `should_exit` is set; returns once it answers."""
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer_bytes is not None:  # connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     app = create_app(engine, model_name=MODEL, api_key=api_key, limits=limits)
     server = uvicorn.Server(uvicorn_config(app, limits))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
