@@ -10,6 +10,7 @@ import openai
 import pytest
 import requests
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
@@ -32,8 +33,10 @@ def client(running: Running) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def tool_server() -> Iterator[Running]:
-    """A model whose template knows tools and writes a BOS."""
+    """A model whose template knows tools and writes a BOS, and whose tokenizer adds one to texts."""
     tokenizer = byte_tokenizer()
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     tokenizer.chat_template = TEMPLATE
     engine = Engine(chat_model(tokenizer), tokenizer, EngineConfig(max_batch=8, block_size=8))
     server, url = start(engine)
@@ -150,8 +153,23 @@ def test_token_ids_are_taken_as_they_are(tool_server: Running) -> None:
     ids = tool_server.tokenizer("the cat", add_special_tokens=False).input_ids
     answer = client.completions.create(model=MODEL, prompt=[ids, [*ids, 5]], max_tokens=1)
     assert answer.usage is not None and answer.usage.prompt_tokens == 2 * len(ids) + 1
-    one = client.completions.create(model=MODEL, prompt=[7], max_tokens=1)
-    assert one.usage is not None and one.usage.prompt_tokens == 1
+    text = client.completions.create(model=MODEL, prompt=["the cat"] * 2, max_tokens=1)
+    assert text.usage is not None and text.usage.prompt_tokens == 2 * (len(ids) + 1)
+    bare = client.completions.create(
+        model=MODEL, prompt="the cat", max_tokens=1, extra_body={"add_special_tokens": False}
+    )
+    assert bare.usage is not None and bare.usage.prompt_tokens == len(ids)
+    scored = client.completions.create(model=MODEL, prompt=ids, echo=True, logprobs=1, max_tokens=1)
+    found = scored.choices[0].logprobs
+    assert found is not None and found.tokens is not None
+    assert "".join(found.tokens[:-1]) == "the cat" and len(found.tokens) == len(ids) + 1
+
+
+def test_a_chat_has_the_bos_of_its_template_alone(tool_server: Running) -> None:
+    messages = [{"role": "user", "content": "the cat"}]
+    expected = tool_server.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids = _post(tool_server, "/tokenize", {"messages": messages}).json()["tokens"]
+    assert ids == expected and ids.count(tool_server.tokenizer.bos_token_id) == 1
 
 
 def test_many_stop_strings_and_an_empty_bearer(running: Running) -> None:
