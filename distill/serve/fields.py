@@ -62,7 +62,8 @@ class Fields:
         value = self._left.pop(name, None)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int):
+        value = whole(value)
+        if type(value) is not int:
             raise wrong(name, value, "an integer")
         if (low is not None and value < low) or (high is not None and value > high):
             span = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -113,9 +114,17 @@ def finite(name: str, value: Any) -> float:
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
     """A list of integers, each of which fits a tensor; whether the vocabulary has them is the engine's to say."""
-    if not isinstance(value, list) or not all(type(t) is int and 0 <= t < 1 << 31 for t in value):
+    ids = value if isinstance(value, list) else [None]
+    if any(type(t) is float for t in ids):
+        ids = [whole(t) for t in ids]
+    if not all(type(t) is int and 0 <= t < 1 << 31 for t in ids):
         raise wrong(name, value, "a list of token ids")
-    return tuple(value)
+    return tuple(ids)
+
+
+def whole(value: Any) -> Any:
+    """7.0 is 7: JSON has numbers alone, and some writers give every one a point. Anything else stays as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def refuse_others(where: str, value: Mapping[str, Any], known: Collection[str]) -> None:

@@ -84,22 +84,15 @@ def _schemas(model_name: str, limits: Limits, vocab_size: int) -> Schema:
         "logprobs": _integer(0, MAX_TOP_LOGPROBS),
         **common,
     }
-    tokenize = {
-        "model": model,
-        "prompt": _TEXT,
-        "messages": chat["messages"],
-        "tools": chat["tools"],
-        "tool_choice": chat["tool_choice"],
-        "add_special_tokens": _FLAG,
-        "add_generation_prompt": _FLAG,
-        "return_token_strs": _FLAG,
-    }
+    shared = {"model": model, "add_special_tokens": _FLAG, "return_token_strs": _FLAG}
+    rendered = {name: chat[name] for name in ("messages", "tools", "tool_choice")}
+    tokenize_chat = {**shared, **rendered, "add_generation_prompt": _FLAG}
     return {
         "Chat": _object(chat, "model", "messages"),
         "Completion": _object(completion, "model", "prompt"),
-        "Tokenize": {**_object(tokenize), "anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]},
+        "Tokenize": {"anyOf": [_object({**shared, "prompt": _TEXT}, "prompt"), _object(tokenize_chat, "messages")]},
         "Detokenize": _object({"model": model, "tokens": ids}, "tokens"),
-        "Message": _object(_message(), "role", "content"),
+        "Message": _message(),
         "Tool": _object({"type": {"const": "function"}, "function": _function()}, "type", "function"),
         "Error": _object({"error": {"type": "object"}}, "error"),
     }
@@ -122,7 +115,12 @@ def _sampling(limits: Limits, vocab_size: int) -> Schema:
         "repetition_penalty": _number(0.001, 1000),
         "presence_penalty": _number(-2, 2),
         "frequency_penalty": _number(-2, 2),
-        "logit_bias": {"type": "object", "additionalProperties": _number(-100, 100), "maxProperties": limits.max_bias},
+        "logit_bias": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": _number(-100, 100),
+            "maxProperties": limits.max_bias,
+        },
         "stream": _FLAG,
         "stream_options": _object({"include_usage": _FLAG}),
         "user": _TEXT,
@@ -131,13 +129,18 @@ def _sampling(limits: Limits, vocab_size: int) -> Schema:
 
 
 def _message() -> Schema:
+    """What each role may say."""
     part = _object({"type": {"const": "text"}, "text": _TEXT}, "type", "text")
+    said = {"content": {"anyOf": [_TEXT, _array(part)]}, "name": _TEXT}
+    called = _object({"name": _TEXT, "arguments": {**_TEXT, "description": "a JSON object"}}, "name", "arguments")
+    call = _object({"type": {"const": "function"}, "id": _TEXT, "function": called}, "type", "function")
+    others = [role for role in ROLES if role not in ("assistant", "tool")]
     return {
-        "role": {"enum": list(ROLES)},
-        "content": {"anyOf": [_TEXT, _array(part)]},
-        "name": _TEXT,
-        "tool_calls": {"type": "array", "description": "of the assistant alone"},
-        "tool_call_id": {"type": "string", "description": "of role tool alone"},
+        "anyOf": [
+            _object({"role": {"enum": others}, **said}, "role", "content"),
+            _object({"role": {"const": "assistant"}, **said, "tool_calls": _array(call)}, "role", "content"),
+            _object({"role": {"const": "tool"}, **said, "tool_call_id": _TEXT}, "role", "content"),
+        ]
     }
 
 

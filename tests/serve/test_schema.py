@@ -75,7 +75,7 @@ def _check(server: Running, method: str, path: str, positive: bool, examples: in
     assert sum(statuses.values()) >= (examples if method == "POST" else 1)
     if positive:
         # a document cannot say all that goes together, nor what the template takes: many valid bodies are refused
-        assert statuses.get(200, 0) > sum(statuses.values()) // 10 or "{" in path, statuses
+        assert statuses.get(200, 0) > sum(statuses.values()) // 4 or "{" in path, statuses
     elif method == "POST":
         assert statuses.get(200, 0) <= sum(statuses.values()) // 2, statuses
 
