@@ -150,51 +150,39 @@ def serve(
     device: Annotated[Device, typer.Option()] = "auto",
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
+    backend: Annotated[Literal["distill", "vllm"], typer.Option(help="our engine, or vLLM's command")] = "distill",
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="stop when the parent process ends")
     ] = False,
 ) -> None:
     """Serve a model over the OpenAI protocol until stopped."""
-    from distill.recipe.schema import Serve
+    from distill.serve.target import resolve
+
+    flags: dict[str, object] = {"host": host, "port": port, "api_key_env": api_key_env, "dtype": dtype}
+    flags |= {"max_batch": max_batch, "kv_gib": kv_gib}
+    chosen = resolve(target, overrides=overrides or (), variant=variant, model_name=model_name, flags=flags)
+    settings, key = chosen.settings, chosen.api_key()
+    if backend == "vllm":
+        from distill.serve.vllm import exec_vllm
+
+        if device != "auto" or ready_file is not None or die_with_parent:
+            raise DistillError(
+                "--device, --ready-file and --die-with-parent are of our own engine", remedy="leave them out with vllm"
+            )
+        exec_vllm(chosen.path, model_name=chosen.name, settings=settings, api_key=key, environment=os.environ)
     from distill.serve.server import serve_model
 
-    settings, path, name = Serve(), target, model_name or target
-    if target.endswith((".yaml", ".yml")):
-        loaded, run = _load(Path(target), overrides)
-        settings = loaded.serve
-        variants = run.variants()
-        if not variants:
-            raise DistillError(
-                f"{target} makes no model to serve", remedy="name a model folder, or a recipe that trains"
-            )
-        chosen = variant or list(variants)[-1]
-        if chosen not in variants:
-            raise DistillError(f"no variant '{chosen}'", remedy=f"one of {', '.join(variants)}")
-        if chosen != "teacher" and not variants[chosen].is_dir():
-            raise DistillError(
-                f"{chosen} is not made yet: no folder {variants[chosen]}",
-                remedy=f"`distill run {target}` first, or another --variant",
-            )
-        path, name = str(variants[chosen]), model_name or chosen
-    elif variant is not None or overrides:
-        raise DistillError("--variant and overrides go with a recipe", remedy="name a recipe instead of a model")
-    key_variable = api_key_env or settings.api_key_env
-    key = os.environ.get(key_variable) if key_variable else None
-    if key_variable and not key:
-        raise DistillError(f"the environment variable {key_variable} is not set", remedy="set it to the key to ask for")
     try:
         serve_model(
-            path,
-            host=host or settings.host,
-            port=settings.port if port is None else port,
+            chosen.path,
+            host=settings.host,
+            port=settings.port,
             api_key=key,
-            model_name=name,
-            dtype=dtype or settings.dtype,
+            model_name=chosen.name,
+            dtype=settings.dtype,
             device=device,
-            settings=settings.model_copy(
-                update={"max_batch": max_batch or settings.max_batch, "kv_gib": kv_gib or settings.kv_gib}
-            ),
+            settings=settings,
             ready_file=ready_file,
             die_with_parent=die_with_parent,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from distill.errors import DistillError
 from distill.model.load import DeviceName, DtypeName, load_model, load_tokenizer
 from distill.recipe.schema import Serve
 from distill.runs import write_atomically
+from distill.serve.address import refuse_open_host
 from distill.serve.app import create_app
 from distill.serve.fields import Limits
 
@@ -48,11 +48,7 @@ def serve_model(
     {"base_url", "port", "pid"} once requests are answered. A host other than loopback needs a key."""
     if die_with_parent:
         _die_with_parent()
-    if api_key is None and not is_loopback(host):
-        raise DistillError(
-            f"refusing to listen on {host} without an API key: anybody could use the model",
-            remedy="set --api-key-env, or listen on 127.0.0.1",
-        )
+    refuse_open_host(host, api_key)
     listener = _bind(host, port)
     with listener:
         tokenizer = load_tokenizer(path)
@@ -97,16 +93,6 @@ def engine_config(settings: Serve) -> EngineConfig:
         prefill_tokens=settings.prefill_tokens,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
     )
-
-
-def is_loopback(host: str) -> bool:
-    """True where only this machine can connect."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bind(host: str, port: int) -> socket.socket:

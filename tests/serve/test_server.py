@@ -16,9 +16,10 @@ import pytest
 
 from distill.engine.runner import Engine, EngineConfig
 from distill.errors import DistillError
+from distill.serve.address import is_loopback
 from distill.serve.child import embedded_server
 from distill.serve.fields import Limits
-from distill.serve.server import is_loopback, serve_model
+from distill.serve.server import serve_model
 from tests.engine.models import byte_tokenizer, chat_model
 from tests.serve.conftest import MODEL, Running, start
 

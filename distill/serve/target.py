@@ -1,0 +1,55 @@
+"""What to serve: a model's folder or hub id, or one variant of a recipe's run, with the settings that go with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DistillError
+from distill.recipe.load import load_recipe
+from distill.recipe.schema import Serve
+from distill.runs import Run
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, its name for clients, and the serve section: the recipe's, then what the command line changed."""
+
+    path: str
+    name: str
+    settings: Serve
+
+    def api_key(self) -> str | None:
+        """The key that clients must send, from the environment."""
+        variable = self.settings.api_key_env
+        key = os.environ.get(variable) if variable else None
+        if variable and not key:
+            raise DistillError(f"the environment variable {variable} is not set", remedy="set it to the key to ask for")
+        return key
+
+
+def resolve(
+    target: str, *, overrides: Sequence[str], variant: str | None, model_name: str | None, flags: Mapping[str, Any]
+) -> Target:
+    """`flags` are the serve section's keys as the command line gave them; None stands for the recipe's value."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    if not target.endswith((".yaml", ".yml")):
+        if variant is not None or overrides:
+            raise DistillError("--variant and overrides go with a recipe", remedy="name a recipe instead of a model")
+        return Target(target, model_name or target, Serve(**given))
+    recipe = load_recipe(Path(target), overrides)
+    variants = Run(recipe).variants()
+    if not variants:
+        raise DistillError(f"{target} makes no model to serve", remedy="name a model folder, or a recipe that trains")
+    chosen = variant or list(variants)[-1]
+    if chosen not in variants:
+        raise DistillError(f"no variant '{chosen}'", remedy=f"one of {', '.join(variants)}")
+    if chosen != "teacher" and not variants[chosen].is_dir():
+        raise DistillError(
+            f"{chosen} is not made yet: no folder {variants[chosen]}",
+            remedy=f"`distill run {target}` first, or another --variant",
+        )
+    return Target(str(variants[chosen]), model_name or chosen, recipe.serve.model_copy(update=given))
