@@ -68,12 +68,7 @@ def test_an_open_host_needs_a_key_which_is_not_on_the_command_line(record: Path,
 
 def test_what_was_not_set_is_vllms_default() -> None:
     words = command("m", model_name="m", settings=Serve())
-    assert [w for w in words if w.startswith("--")] == [
-        "--host",
-        "--port",
-        "--served-model-name",
-        "--generation-config",
-    ]
+    assert words[2::2] == ["--host", "--port", "--served-model-name", "--generation-config"]
     words = command("m", model_name="m", settings=Serve(prefill_tokens=2048, max_batch=32, block_size=16))
     flags = dict(zip(words[2::2], words[3::2], strict=True))
     assert (flags["--max-num-batched-tokens"], flags["--max-num-seqs"], flags["--block-size"]) == ("2080", "32", "16")
@@ -88,16 +83,14 @@ def test_what_vllm_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_recipe_says_what_the_command_line_does_not(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "r" / "train-sft"
-    recipe = tmp_path / "r.yaml"
-    text = (ROOT / "recipes" / "smoke.yaml").read_text()
-    recipe.write_text(text)
     plain = resolve("m", overrides=(), variant=None, model_name=None, flags={"port": 1, "host": None})
     assert (plain.path, plain.name, plain.settings) == ("m", "m", Serve(port=1))
-    assert folder.exists() is False
+    smoke, changes = str(ROOT / "recipes" / "smoke.yaml"), (f"output_dir={tmp_path}/runs", "serve.max_batch=9")
+    teacher = resolve(smoke, overrides=changes, variant="teacher", model_name=None, flags={"kv_gib": 2.0})
+    assert teacher.name == "teacher" and (teacher.settings.max_batch, teacher.settings.kv_gib) == (9, 2.0)
+    assert {"max_batch", "kv_gib"} <= teacher.settings.model_fields_set
     with pytest.raises(DistillError, match="not made yet"):
-        changes = (f"output_dir={tmp_path}/runs", "serve.max_batch=9")
-        resolve(str(recipe), overrides=changes, variant=None, model_name=None, flags={})
+        resolve(smoke, overrides=changes, variant=None, model_name=None, flags={})
     with pytest.raises(DistillError, match="go with a recipe"):
         resolve("m", overrides=(), variant="x", model_name=None, flags={})
     with pytest.raises(DistillError, match="is not set"):
