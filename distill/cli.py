@@ -191,6 +191,46 @@ def serve(
 
 
 @app.command()
+def bench(
+    target: Annotated[str, typer.Argument(metavar="URL|MODEL", help="a server, or a model folder or hub id to serve")],
+    rate: Annotated[
+        list[float] | None, typer.Option(min=0.001, help="requests/s, again for each; default: four")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="requests at each rate")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of a prompt")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=2, help="tokens of an answer")] = 64,
+    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="where to write all numbers")] = None,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="where to draw, as .png, .svg or .pdf")] = None,
+    model_name: Annotated[str | None, typer.Option(help="the model to ask for; default the server's first")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="variable with the server's key")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="of a MODEL")] = "auto",
+    device: Annotated[Device, typer.Option(help="of a MODEL")] = "auto",
+    max_batch: Annotated[int | None, typer.Option(min=1, help="of a MODEL: sequences decoded together")] = None,
+    kv_gib: Annotated[float | None, typer.Option(min=0.001, help="of a MODEL: memory for the KV cache")] = None,
+) -> None:
+    """Measure a server under load: time to first token, time between tokens, throughput, use of the machine."""
+    from distill.runs import write_atomically
+    from distill.serve.bench import run as benchmark
+    from distill.serve.bench import show
+    from distill.serve.bench.load import Workload
+
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        raise DistillError(f"the environment variable {api_key_env} is not set", remedy="set it to the server's key")
+    options = benchmark.ModelOptions(dtype, device, max_batch, kv_gib)
+    workload = Workload(requests, prompt_tokens, max_tokens, seed)
+    with benchmark.served(target, model_name=model_name, api_key=key, options=options) as server:
+        tell = _console().print if sys.stderr.isatty() else (lambda _: None)
+        result = benchmark.bench(target, server, workload, rates=rate or (), tell=tell)
+    typer.echo(show.table(result))
+    if json_path is not None:
+        write_atomically(json_path, json.dumps(result.document(), indent=1) + "\n")
+    if plot_path is not None:
+        show.plot(result, plot_path)
+
+
+@app.command()
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Measure every variant on held-out tasks, and its distance from the teacher."""
     from distill.evaluate import stage

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from distill.engine.runner import Engine
 from distill.engine.types import Completion
 from distill.serve.admission import Admission
+from distill.serve.footprint import Footprint
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -57,11 +58,13 @@ class Traffic:
                 self.prompt_tokens += completion.prompt_tokens
 
 
-def render(engine: Engine, traffic: Traffic, admission: Admission) -> str:
+def render(engine: Engine, cost: Footprint, traffic: Traffic, admission: Admission) -> str:
     """The exposition."""
     lines: list[str] = []
-    for name, kind, text, value in _samples(engine, traffic, admission):
+    for name, kind, text, value in _samples(engine, cost, traffic, admission):
         lines += [*_head(name, kind, text), f"distill_{name} {value}"]
+    lines += _head("model_info", "gauge", "how the model is held")
+    lines.append(f'distill_model_info{{dtype="{cost.dtype}",device="{cost.device}"}} 1')
     lines += _head("answers_total", "counter", "answers by route and status")
     for (route, status), count in sorted(traffic.answers.items()):
         lines.append(f'distill_answers_total{{route="{route}",status="{status}"}} {count}')
@@ -81,7 +84,9 @@ def _head(name: str, kind: str, text: str) -> list[str]:
     return [f"# HELP distill_{name} {text}", f"# TYPE distill_{name} {kind}"]
 
 
-def _samples(engine: Engine, traffic: Traffic, admission: Admission) -> list[tuple[str, str, str, float]]:
+def _samples(
+    engine: Engine, cost: Footprint, traffic: Traffic, admission: Admission
+) -> list[tuple[str, str, str, float]]:
     """Metrics of one sample: name, kind, help, value."""
     stats = engine.stats
     return [
@@ -104,4 +109,8 @@ def _samples(engine: Engine, traffic: Traffic, admission: Admission) -> list[tup
         ("kv_blocks_used", "gauge", "KV blocks in use", engine.blocks_in_use),
         ("kv_blocks_peak", "gauge", "most KV blocks in use so far", stats.blocks_peak),
         ("kv_blocks", "gauge", "KV blocks in all", engine.num_blocks),
+        ("kv_bytes_per_token", "gauge", "KV bytes of one token", engine.cache.bytes_per_token if engine.cache else 0),
+        ("step_weight_bytes", "gauge", "bytes of weights that a step reads", cost.step_weight_bytes),
+        ("token_weights", "gauge", "weights that a token is multiplied with", cost.token_weights),
+        ("head_weights", "gauge", "weights that a row of logits is multiplied with", cost.head_weights),
     ]

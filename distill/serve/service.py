@@ -17,6 +17,7 @@ from distill.serve.admission import Admission, Slot
 from distill.serve.answers import Answers, TokenTexts
 from distill.serve.body import parse_json, read_body
 from distill.serve.fields import ApiError, Limits, unknown_model
+from distill.serve.footprint import footprint
 from distill.serve.loop import EngineLoop
 from distill.serve.protocol import Request, parse_chat, parse_completion
 from distill.serve.streaming import Answering, Delivery
@@ -36,6 +37,7 @@ class Service:
         self.limits = limits
         self.admission = Admission(limits.max_queue)
         self.traffic = metrics.Traffic()
+        self._footprint = footprint(engine.model)
         self._texts = TokenTexts(engine.tokenizer)
         self._created = int(time.time())
 
@@ -50,7 +52,7 @@ class Service:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: HttpRequest) -> Response:
-        text = metrics.render(self.engine, self.traffic, self.admission)
+        text = metrics.render(self.engine, self._footprint, self.traffic, self.admission)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, request: HttpRequest) -> Response:
