@@ -150,6 +150,7 @@ def serve(
     device: Annotated[Device, typer.Option()] = "auto",
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
+    max_queue: Annotated[int | None, typer.Option(min=1, help="choices open at once; beyond it 503")] = None,
     backend: Annotated[Literal["distill", "vllm"], typer.Option(help="our engine, or vLLM's command")] = "distill",
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
     die_with_parent: Annotated[
@@ -160,7 +161,7 @@ def serve(
     from distill.serve.target import resolve
 
     flags: dict[str, object] = {"host": host, "port": port, "api_key_env": api_key_env, "dtype": dtype}
-    flags |= {"max_batch": max_batch, "kv_gib": kv_gib}
+    flags |= {"max_batch": max_batch, "kv_gib": kv_gib, "max_queue": max_queue}
     chosen = resolve(target, overrides=overrides or (), variant=variant, model_name=model_name, flags=flags)
     settings, key = chosen.settings, chosen.api_key()
     if backend == "vllm":

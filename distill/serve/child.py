@@ -30,6 +30,7 @@ def embedded_server(
     device: str = "auto",
     max_batch: int | None = None,
     kv_gib: float | None = None,
+    max_queue: int | None = None,
     startup_timeout_seconds: float = 300.0,
 ) -> Iterator[str]:
     """The base URL (`http://127.0.0.1:PORT/v1`) of `distill serve MODEL` on a free port, for as long as the block runs.
@@ -44,6 +45,7 @@ def embedded_server(
         ("--device", device),
         ("--max-batch", max_batch),
         ("--kv-gib", kv_gib),
+        ("--max-queue", max_queue),
     ):
         if value is not None:
             command += [flag, str(value)]

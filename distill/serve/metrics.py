@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ def _samples(
         ("steps_total", "counter", "forward passes", stats.steps),
         ("prefill_seconds_total", "counter", "time of steps with prefill", stats.prefill_seconds),
         ("decode_seconds_total", "counter", "time of steps of decode alone", stats.decode_seconds),
+        ("cpu_seconds_total", "counter", "CPU time of the server's process", time.process_time()),
         ("kv_blocks_used", "gauge", "KV blocks in use", engine.blocks_in_use),
         ("kv_blocks_peak", "gauge", "most KV blocks in use so far", stats.blocks_peak),
         ("kv_blocks", "gauge", "KV blocks in all", engine.num_blocks),

@@ -70,23 +70,29 @@ class Server:
 
 
 def run_load(
-    server: Server, prompts: Sequence[Sequence[int]], arrivals: Sequence[float], *, max_tokens: int
+    server: Server,
+    prompts: Sequence[Sequence[int]],
+    arrivals: Sequence[float],
+    *,
+    max_tokens: int,
+    max_open: int | None = None,
 ) -> list[Sample]:
-    """Send every prompt when it is due; returns once all are answered or refused."""
-    return asyncio.run(_run(server, prompts, arrivals, max_tokens))
+    """Send every prompt when it is due; returns once all are answered or refused. With `max_open` a request is due no
+    sooner than one of so many before it is done (a closed loop)."""
+    return asyncio.run(_run(server, prompts, arrivals, max_tokens, max_open or len(prompts)))
 
 
 async def _run(
-    server: Server, prompts: Sequence[Sequence[int]], arrivals: Sequence[float], max_tokens: int
+    server: Server, prompts: Sequence[Sequence[int]], arrivals: Sequence[float], max_tokens: int, max_open: int
 ) -> list[Sample]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     samples = [Sample(due) for due in arrivals]
     async with httpx2.AsyncClient(
         headers=server.headers, limits=limits, timeout=_TIMEOUT_SECONDS, trust_env=False
     ) as client:
-        start = time.perf_counter()
+        start, room = time.perf_counter(), asyncio.Semaphore(max_open)
         asking = [
-            _ask(client, server, _body(server.model, prompt, max_tokens), sample, start)
+            _ask(client, server, _body(server.model, prompt, max_tokens), sample, start, room)
             for prompt, sample in zip(prompts, samples, strict=True)
         ]
         await asyncio.gather(*asking)
@@ -105,8 +111,23 @@ def _body(model: str, prompt: Sequence[int], max_tokens: int) -> dict[str, Any]:
     }
 
 
-async def _ask(client: httpx2.AsyncClient, server: Server, body: dict[str, Any], sample: Sample, start: float) -> None:
+async def _ask(
+    client: httpx2.AsyncClient,
+    server: Server,
+    body: dict[str, Any],
+    sample: Sample,
+    start: float,
+    room: asyncio.Semaphore,
+) -> None:
     await asyncio.sleep(max(0.0, start + sample.due - time.perf_counter()))
+    full = room.locked()
+    async with room:
+        if full:
+            sample.due = time.perf_counter() - start
+        await _send(client, server, body, sample, start)
+
+
+async def _send(client: httpx2.AsyncClient, server: Server, body: dict[str, Any], sample: Sample, start: float) -> None:
     try:
         async with client.stream("POST", f"{server.base_url}/completions", json=body) as response:
             if response.status_code != 200:

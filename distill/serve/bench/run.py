@@ -87,7 +87,7 @@ def bench(
 
 def measure(server: Server, workload: Workload, rate: float | None, *, run: int, machine: Machine | None) -> RateResult:
     """One rate. Raises DistillError where no request got an answer."""
-    before = _counters(server) if machine is not None else {}
+    before = counters(server) if machine is not None else {}
     arrivals = workload.arrivals(rate)
     samples = run_load(server, workload.prompts(run), arrivals, max_tokens=workload.max_tokens)
     result = summarize(rate, samples)
@@ -97,7 +97,7 @@ def measure(server: Server, workload: Workload, rate: float | None, *, run: int,
     if machine is None:
         return result
     busy, bandwidth, flop = utilisation(
-        before, _counters(server), kv_tokens=kv_tokens_read(samples), seconds=result.seconds, machine=machine
+        before, counters(server), kv_tokens=kv_tokens_read(samples), seconds=result.seconds, machine=machine
     )
     return replace(result, busy_share=busy, bandwidth_fraction=bandwidth, flop_fraction=flop)
 
@@ -111,7 +111,8 @@ def _machine(server: Server) -> Machine | None:
     return measure_machine(info[2], info[1]) if info is not None else None
 
 
-def _counters(server: Server) -> dict[str, float]:
+def counters(server: Server) -> dict[str, float]:
+    """What our server counts, by the metrics' names without their prefix."""
     return {name: float(value) for name, value in _SAMPLE.findall(_get(server, "/metrics").text)}
 
 
