@@ -17,7 +17,7 @@ from distill.engine.runner import Engine, EngineConfig
 from distill.errors import DistillError
 from distill.serve.bench import run as benchmark
 from distill.serve.bench import show
-from distill.serve.bench.load import Sample, Server, Workload
+from distill.serve.bench.load import Sample, Server, Workload, run_load
 from distill.serve.bench.machine import Machine, measure_machine
 from distill.serve.bench.summary import Percentiles, kv_tokens_read, percentiles, summarize, utilisation
 from distill.serve.fields import Limits
@@ -132,6 +132,14 @@ def test_rates_are_shares_of_what_the_server_answers_at_most(running: Running) -
     most = result.rates[0].requests_per_second
     assert [r.rate for r in result.rates[1:]] == [most * share for share in (0.25, 0.5, 0.75, 1.0)]
     assert len(told) == 5 and len(show.table(result).splitlines()) == 6
+
+
+def test_a_closed_loop_keeps_so_many_open(running: Running) -> None:
+    prompts, arrivals = SMALL.prompts(0), SMALL.arrivals(None)
+    samples = run_load(Server(running.url, MODEL), prompts, arrivals, max_tokens=3, max_open=1)
+    assert all(s.answered for s in samples) and samples[0].due == 0.0
+    one_by_one = sorted(samples, key=lambda s: s.due)
+    assert all(earlier.done <= later.due for earlier, later in zip(one_by_one, one_by_one[1:], strict=False))
 
 
 def test_refused_requests_are_counted_apart() -> None:
