@@ -13,7 +13,6 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from distill.engine.runner import Engine, EngineConfig
-from distill.engine.types import SamplingParams
 from tests.engine.models import byte_tokenizer, chat_model
 from tests.serve.conftest import MODEL, Running, start
 
@@ -85,7 +84,10 @@ def test_a_greedy_continuation_is_greedy_when_it_is_scored(client: openai.OpenAI
         model=MODEL, prompt=ids, max_tokens=8, temperature=0, logprobs=0, extra_body={"ignore_eos": True}
     ).choices
     assert done.logprobs is not None and done.logprobs.token_logprobs is not None
-    tokens = running.engine.generate([ids], SamplingParams(max_tokens=8, ignore_eos=True))[0].token_ids
+    tokens: list[int] = []
+    for _ in range(8):  # by the model itself: the engine belongs to the server's thread
+        tokens.append(int(_logprobs(running, [*ids, *tokens])[-1].argmax()))
+    assert done.text == running.tokenizer.decode(tokens, skip_special_tokens=True)
     (scored,) = client.completions.create(
         model=MODEL, prompt=[*ids, *tokens], echo=True, logprobs=1, max_tokens=1, temperature=0
     ).choices

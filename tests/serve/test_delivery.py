@@ -142,6 +142,10 @@ def test_a_full_queue_refuses_before_anything_is_read_or_tokenised(monkeypatch: 
             response = _send(url, {"not": "even valid"}, path).getresponse()
             assert response.status == 503 and int(response.headers["retry-after"]) >= 1, path
             assert json.loads(response.read())["error"]["type"] == "server_error"
+        host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as waiting:  # its body never comes
+            waiting.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+            assert waiting.recv(100).startswith(b"HTTP/1.1 503 ")
         assert encoded == ["the cat"]
         assert [c["finish_reason"] for c in json.loads(first.getresponse().read())["choices"]] == ["length"] * 3
         # one request of more choices than there is room for: refused as a whole, before its text is tokenised
