@@ -148,11 +148,15 @@ class Engine:
         if not works:
             return []
         self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-        batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
         num_decode = sum(work.is_decode for work in works)
-        rows = self._buffers.put("rows of logits", np.array(results.logit_rows(works), dtype=np.int64))
-        logits = forward(self.model, batch, rows)
-        outputs = self._advance(works, logits)
+        try:
+            batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
+            rows = self._buffers.put("rows of logits", np.array(results.logit_rows(works), dtype=np.int64))
+            outputs = self._advance(works, forward(self.model, batch, rows))
+        except BaseException:
+            if self.pool is not None:
+                self.pool.forget()  # blocks that this step was to fill can be found already
+            raise
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
         return outputs
 

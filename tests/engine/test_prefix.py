@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 import transformers as hf
 
+from distill.engine import runner
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import Completion, SamplingParams
 from tests.engine.models import VOCAB, reference, tiny_model
@@ -191,3 +193,21 @@ def test_shared_blocks_decode_in_one_batch() -> None:
     found = shared.generate([prompt] * 8, params)
     assert [c.token_ids for c in found] == [c.token_ids for c in apart.generate([prompt] * 8, params)]
     assert shared.stats.blocks_peak == 8 + 8 * 3 and apart.stats.blocks_peak == 8 * 11
+
+
+def test_an_interrupted_step_leaves_nothing_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks can be found before they are computed; where they never are, they must not be."""
+    model = tiny_model("llama-gqa")
+    engine = Engine(model, None, EngineConfig(block_size=4))
+    prompt = _tokens(20, 6)
+
+    def interrupted(*_: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([prompt], SamplingParams(max_tokens=5))
+    assert engine.blocks_in_use == 0
+    assert engine.generate([prompt], SamplingParams(max_tokens=5))[0].token_ids == reference(model, prompt, 5)
+    assert engine.stats.cached_tokens == 0
