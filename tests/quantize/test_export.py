@@ -55,14 +55,13 @@ CASES = {
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_round_trip(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tiny_model(dtype=dtype).save_pretrained(tmp_path / "before")
-    model = load_model(
-        tmp_path / "before", device="cpu"
-    )  # loading keeps the rotary buffers in float32, a cast does not
+    # Loading keeps the rotary buffers in float32, a cast does not.
+    model = load_model(tmp_path / "before", dtype="stored", device="cpu")
     result = quantize_model(model, token_batches(), CASES[case])
     save_packed(model, result.linears, tmp_path / "after")
     with torch.no_grad():
         expected = model(probe_ids()).logits
-        loaded = load_model(tmp_path / "after", device="cpu")
+        loaded = load_model(tmp_path / "after", dtype="stored", device="cpu")
         got = loaded(probe_ids()).logits
     assert loaded.dtype == dtype
     for name in result.linears:

@@ -92,9 +92,10 @@ def test_what_can_never_run_is_recorded_for_good(folder: Path, local: LocalTeach
 
 def test_a_request_that_nobody_waits_for_frees_the_engine(local: LocalTeacher) -> None:
     async def main() -> None:
-        long = CompletionRequest("Once", Sampling(temperature=1.0, max_tokens=200))
+        long = CompletionRequest("Once", Sampling(temperature=0.0, max_tokens=200))
         task = asyncio.create_task(local.send(long))
-        await asyncio.sleep(0.05)
+        while not local._engine.num_running:
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
