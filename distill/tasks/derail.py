@@ -17,6 +17,7 @@ from distill.tasks.split import draw_in_split
 from distill.tasks.types import Family, Task
 
 NEAR_DRAWS = 4  # other questions of the family, of which the one with the most similar answer is taken
+FOREIGN_SHARE = 0.06  # answers to a question of another family
 _TOKEN = re.compile(r"[A-Za-z]{3,}|\d+")
 _SHARED = re.compile(r"\w+")
 _HEADER = re.compile(r"def (\w+)\(([^)]*)\):")
@@ -76,10 +77,10 @@ def _shorten_steps(answer: str, rng: random.Random) -> str:
         lines[i : i + 1] = [] if rng.random() < 0.6 else [lines[i], lines[i]]
     assert result is not None
     numbers = _TOKEN.findall("\n".join(lines)) or _TOKEN.findall(result) or [result]
-    return "\n".join([*lines, ANSWER + (pick(rng, numbers) if rng.random() < 0.5 else garbled_result(result, rng))])
+    return "\n".join([*lines, ANSWER + (pick(rng, numbers) if rng.random() < 0.5 else _garbled_result(result, rng))])
 
 
-def garbled_result(result: str, rng: random.Random) -> str:
+def _garbled_result(result: str, rng: random.Random) -> str:
     """A final answer with one of its words or numbers garbled."""
     tokens = _TOKEN.findall(result)
     if not tokens:
@@ -160,10 +161,10 @@ def derailed_code(answer: str, other: str, rng: random.Random) -> str:
     return "\n".join([*lines[:i], _garble_from_here(lines[i], rng), *lines[i + 1 :]])
 
 
-def derailed(task: Task, family: Family, stranger: Family, rng: random.Random, *, foreign: float = 0.06) -> str:
+def derailed(task: Task, family: Family, stranger: Family, rng: random.Random) -> str:
     """One candidate for a wrong answer to the task; sometimes an answer to a question of the family `stranger`."""
     held_out = task.split != "train"
-    if rng.random() < foreign:
+    if rng.random() < FOREIGN_SHARE:
         return draw_in_split(stranger, rng, held_out=held_out).answer
     other = near_answer(family, task.answer, rng, held_out=held_out)
     return (derailed_code if task.kind == "code" else derailed_instruction)(task.answer, other, rng)
