@@ -150,9 +150,7 @@ def _torch() -> Iterator[Finding]:
     else:
         yield fine("threads", detail)
     if not asked.devices and not asked.fast_bfloat16:
-        yield fine(
-            "bfloat16", "far slower than float32 on this CPU; `auto` takes float32"
-        )
+        yield fine("bfloat16", "far slower than float32 on this CPU; `auto` takes float32")
 
 
 def _ask_torch() -> _Torch | str:
