@@ -2,12 +2,15 @@
 
 make demo
 python -m benchmarks.demo --json benchmarks/results/demo_cpu_DATE.json --docs
+
+Overrides that the run was started with are given again: `python -m benchmarks.demo evaluate.isolation=none`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +25,7 @@ from distill.records import read_parquet
 from distill.runs import Run, write_atomically
 
 STAGES = ("generate", "train", "quantize", "serve", "evaluate", "report")
-DOCS = (Path("README.md"), Path("docs/demo.md"))
+DOCS = (Path("README.md"), Path("docs/demo.md"))  # the README shows recipes/demo.yaml alone
 LOST_POINTS = 3.0
 
 
@@ -35,23 +38,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--docs", action="store_true", help=f"rewrite the tables of {' and '.join(map(str, DOCS))}")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, as given to `distill run`")
     options = parser.parse_args(arguments)
-    run = Run(load_recipe(options.recipe))
+    run = Run(load_recipe(options.recipe, options.overrides))
     variants = {name: _variant(run, name) for name in run.variants()}
     seconds = _seconds(run)
     rows = list(_bars(run, variants, options.kept))
     for row in rows:
         print(f"{row.name}: {row.value:.3f} {row.unit} (bar {row.bar}: {'met' if row.ok else 'NOT met'})")
-    command = f"python -m benchmarks.demo --recipe {options.recipe} --kept {options.kept}"
+    command = shlex.join(["python", "-m", "benchmarks.demo", *_told(options)])
     details = {"recipe": str(options.recipe), "variants": variants, "stage_seconds": seconds}
     result = envelope(what=f"a run of {options.recipe}", command=command, rows=rows, details=details)
     if options.json is not None:
         write_json(options.json, result)
     if options.docs:
-        for path in DOCS:
-            text = replace_between(path.read_text(encoding="utf-8"), "demo-numbers", _tables(result, path), path)
-            write_atomically(path, text)
+        for path in DOCS if run.recipe.name == "demo" else DOCS[1:]:
+            text = path.read_text(encoding="utf-8")
+            write_atomically(path, replace_between(text, f"{run.recipe.name}-numbers", _tables(result, path), path))
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _told(options: argparse.Namespace) -> list[str]:
+    return ["--recipe", str(options.recipe), "--kept", str(options.kept), *options.overrides]
 
 
 def _variant(run: Run, name: str) -> dict[str, Any]:
@@ -128,10 +136,15 @@ def _origin(result: dict[str, Any]) -> Iterator[str]:
     machine, versions = result["hardware"], result["versions"]
     count = result["details"]["variants"]["teacher"]["accuracy"]["count"]
     yield (
-        f"One run on {machine['cores']} cores of {machine['cpu']} (torch {versions['torch']}, transformers "
+        f"One run on {_place(machine)} (torch {versions['torch']}, transformers "
         f"{versions['transformers']}, commit {result['commit']}), written by `{result['command']} --docs`; "
         f"{count} held-out tasks, 95% Wilson intervals."
     )
+
+
+def _place(machine: dict[str, Any]) -> str:
+    cores = f"{machine['cores']} cores of {machine['cpu']}"
+    return f"one {machine['gpu']} beside {cores}" if machine["gpu"] else cores
 
 
 def _variants(result: dict[str, Any]) -> Iterator[str]:
