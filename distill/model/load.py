@@ -34,7 +34,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model at `path` (folder or hub id) in eval mode on `device`.
 
-    Folders quantized by bitsandbytes or compressed-tensors load as such; `dtype` is then that of what is not quantized.
+    Folders quantized by bitsandbytes or compressed-tensors load as such; `dtype` is then that of what is not quantized,
+    and NF4 computes in it.
     "auto" is the checkpoint's dtype, or float32 where that is a 16-bit one and the CPU has no instructions for it;
     "stored" is always the checkpoint's. Device "auto" is CUDA where there is one. Raises CheckpointError.
     """
@@ -42,7 +43,8 @@ def load_model(
         check_weights(Path(path))
     place = _device(device)
     quantized = _quantization(path)
-    options: dict[str, Any] = {"dtype": _dtype(path, dtype, place, trust_remote_code)}
+    wanted = _dtype(path, dtype, place, trust_remote_code)
+    options: dict[str, Any] = {"dtype": wanted}
     if quantized:
         options["device_map"] = {"": place}
     if quantized == "bitsandbytes":
@@ -60,6 +62,10 @@ def load_model(
         torch.nn.Module.to(model, place)
     model.eval()
     assert isinstance(model, PreTrainedModel)
+    if quantized == "bitsandbytes" and isinstance(wanted, torch.dtype):
+        from distill.model.recast import recast  # bitsandbytes takes a second to import
+
+        recast(model, wanted)
     return model
 
 

@@ -100,7 +100,7 @@ def test_models_are_written_and_read_again(method: str, tmp_path: Path) -> None:
     for name, weight in weights.items():
         before = original.get_parameter(name).float()
         assert 0 < (before - weight.float()).norm() < limit * before.norm(), name
-    loaded = load_model(target, device="cpu")
+    loaded = load_model(target, dtype="stored", device="cpu")
     with torch.no_grad():
         assert torch.equal(loaded(probe_ids()).logits, model(probe_ids()).logits)
     assert loaded.generate(probe_ids(), max_new_tokens=2, do_sample=False).shape[1] == probe_ids().shape[1] + 2
@@ -108,3 +108,22 @@ def test_models_are_written_and_read_again(method: str, tmp_path: Path) -> None:
     assert weight_bytes(target) < weight_bytes(source)
     bits = quantized_bits_per_weight(source, target)
     assert (8 < bits < 9) if method == "int8" else (4.1 < bits < 12), "each linear carries its code books"
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_float32_is_what_a_16_bit_checkpoint_computes_in_when_asked(method: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "before", tmp_path / "after"
+    tiny_model(dtype=torch.bfloat16).save_pretrained(source)
+    (load_int8(source) if method == "int8" else load_nf4(source)).save_pretrained(target)
+    model = load_model(target, dtype="float32", device="cpu")
+    plain = load_model(source, dtype="float32", device="cpu")
+    for name, weight in dequantized_weights(model).items():
+        plain.get_parameter(name).data = weight.float()
+    with torch.no_grad():
+        got = model(probe_ids(), output_hidden_states=True)
+        expected = plain(probe_ids(), output_hidden_states=True)
+    assert model.dtype == got.logits.dtype == torch.float32
+    # exact but for rounding; LLM.int8() rounds its inputs to 8 bits besides
+    close = {"nf4": 1e-5, "int8": 3e-2}[method]
+    for mine, theirs in zip(got.hidden_states, expected.hidden_states, strict=True):
+        assert (mine - theirs).norm() <= close * theirs.norm()
