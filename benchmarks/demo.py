@@ -155,7 +155,7 @@ def _variants(result: dict[str, Any]) -> Iterator[str]:
         yield (
             f"| {name} | {one['weight_bytes'] / 2**20:.1f} MiB | {one['kv_bytes_per_token']:,} B "
             f"| {accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%}) "
-            f"| {kinds['instruction']['value']:.1%} | {kinds['code']['value']:.1%} | {one['kl']:.4f} "
+            f"| {kinds['instruction']['value']:.1%} | {kinds['code']['value']:.1%} | {one['kl']:z.4f} "
             f"| {one['decode_tokens_per_second']:,.0f} |"
         )
 

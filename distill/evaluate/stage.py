@@ -78,7 +78,7 @@ def result_line(folder: StageFolder) -> str:
     parts += [f"{kind} {found['value']:.1%}" for kind, found in metrics["by_kind"].items()]
     parts.append(f"perplexity {metrics['perplexity']:.3f}")
     if metrics["kl"] is not None:
-        parts.append(f"KL {metrics['kl']:.4f}, agreement {metrics['agreement']:.1%}")
+        parts.append(f"KL {metrics['kl']:z.4f}, agreement {metrics['agreement']:.1%}")
     return ", ".join(parts)
 
 

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.errors import DataError, DistillError
 from distill.model.chat import render
 from distill.model.load import load_model, load_tokenizer, require_chat_template
-from distill.quantize.bnb import dequantized_weights, load_int8, load_nf4
 from distill.quantize.calibrate import Batch, pad_batches
 from distill.quantize.export import quantized_bits_per_weight, save_packed, weight_bytes
 from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
@@ -86,6 +85,9 @@ def _messages(row: dict[str, Any], data: Path) -> list[Message]:
 
 
 def _bitsandbytes(entry: Nf4 | Int8, source: Path, target: Path) -> Metrics:
+    # here, for GPTQ and AWQ need no bitsandbytes and its import takes a second
+    from distill.quantize.bnb import dequantized_weights, load_int8, load_nf4
+
     if isinstance(entry, Nf4):
         model = load_nf4(source, double_quant=entry.double_quant, device=_device())
     else:

@@ -81,10 +81,10 @@ def _kl_sentence(run: Gathered, variant: Variant) -> str:
     difference = run.paired(variant.name, variant.of, "kl")
     if mine is None or other is None or difference is None:
         return ""
-    effect = _effect(difference)
-    if effect == 0:
-        return f" KL to the teacher does not measurably change ({other:.3g}, then {mine:.3g} nats a token)."
-    return f" KL to the teacher {'falls' if effect < 0 else 'rises'} from {other:.3g} to {mine:.3g} nats a token."
+    effect, before_kl, kl = _effect(difference), f"{other:.3g}", f"{mine:.3g}"
+    if effect == 0 or before_kl == kl:
+        return f" KL to the teacher does not measurably change ({before_kl}, then {kl} nats a token)."
+    return f" KL to the teacher {'falls' if effect < 0 else 'rises'} from {before_kl} to {kl} nats a token."
 
 
 def _objectives(run: Gathered) -> Iterator[Finding]:

@@ -51,15 +51,20 @@ def save_student(
 
 def _save(model: PreTrainedModel, state: dict[str, Tensor], out: Path, dtype: DtypeName) -> None:
     target = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    state = {name: tensor.cpu() for name, tensor in state.items()}
-    cast: dict[int, Tensor] = {}
-    for tensor in state.values():
-        # Tied weights share their storage before the cast and must share it after, or both are written.
-        if tensor.data_ptr() not in cast:
-            cast[tensor.data_ptr()] = tensor.to(target) if tensor.is_floating_point() else tensor
     model.config.dtype = target
     model.config.use_cache = True
-    model.save_pretrained(str(out), state_dict={name: cast[tensor.data_ptr()] for name, tensor in state.items()})
+    model.save_pretrained(str(out), state_dict=on_cpu(state, target))
     # save_pretrained notes the type of the live weights; readers (and their KV cache) go by what is on disk.
     model.config.dtype = target
     model.config.save_pretrained(str(out))
+
+
+def on_cpu(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors on the CPU, floating ones in `dtype`. Tied weights share their storage after as they did before, or
+    they would be written twice."""
+    moved: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in state.values():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in moved:
+            moved[key] = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+    return {name: moved[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
