@@ -9,6 +9,7 @@ and the peer only. `aiohttp` and `sdk` are what one writes oneself: a semaphore,
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import resource
@@ -69,6 +70,9 @@ def sdk_and_semaphore(settings: Settings) -> Run:
 
 def curator(settings: Settings) -> Run:
     os.environ.update(CURATOR_DISABLE_RICH_DISPLAY="1", TELEMETRY_ENABLED="0", HOSTED_CURATOR_VIEWER="0")
+    # it counts tokens with tiktoken, whose files litellm brings along: no download
+    litellm = Path(importlib.util.find_spec("litellm").origin or "").parent  # type: ignore[union-attr]
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(litellm / "litellm_core_utils" / "tokenizers")
     from bespokelabs import curator as library
 
     rpm = settings["rpm"] or 1_000_000
