@@ -65,7 +65,7 @@ class Session:
         return metrics, [f"agreement and KL are not measured: {skipped}"] if skipped else []
 
     def _load(self, path: Path, *, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        model = load_model(path, dtype=self._recipe.serve.dtype, trust_remote_code=trust)
+        model = load_model(path, dtype=self._recipe.serve.dtype, trust_remote_code=trust, packed=True)
         tokenizer = load_tokenizer(path, trust_remote_code=trust)
         require_chat_template(tokenizer, path)
         return model, tokenizer

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import CheckpointError
+from distill.model.packed import has_packable, load_packed
 from distill.model.precision import has_fast_bfloat16
 
 DtypeName = Literal["auto", "stored", "float32", "bfloat16", "float16"]
@@ -23,6 +24,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _MAX_HEADER_BYTES = 100 << 20
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def load_model(
@@ -31,13 +33,16 @@ def load_model(
     dtype: DtypeName = "auto",
     device: DeviceName = "auto",
     trust_remote_code: bool = False,
+    packed: bool = False,
 ) -> PreTrainedModel:
     """The causal language model at `path` (folder or hub id) in eval mode on `device`.
 
     Folders quantized by bitsandbytes or compressed-tensors load as such; `dtype` is then that of what is not quantized,
     and NF4 computes in it.
     "auto" is the checkpoint's dtype, or float32 where that is a 16-bit one and the CPU has no instructions for it;
-    "stored" is always the checkpoint's. Device "auto" is CUDA where there is one. Raises CheckpointError.
+    "stored" is always the checkpoint's. `packed` keeps the 4-bit weights of compressed-tensors, GPTQ and AWQ folders
+    packed in memory on a CPU (distill/kernels/w4a16.py): for answers, not for training. Device "auto" is CUDA where
+    there is one. Raises CheckpointError.
     """
     if Path(path).exists() or _looks_local(path):
         check_weights(Path(path))
@@ -49,6 +54,11 @@ def load_model(
         options["device_map"] = {"": place}
     if quantized == "bitsandbytes":
         _hush_int8()
+    elif quantized and packed and place == "cpu" and has_packable(Path(path)):
+        exact = wanted if isinstance(wanted, torch.dtype) else _stored_dtype(path, trust_remote_code)
+        model = load_packed(Path(path), _weight_files(Path(path)), dtype=exact, trust_remote_code=trust_remote_code)
+        if model is not None:
+            return model.eval()
     with _quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -187,18 +197,19 @@ def _dtype(path: str | Path, dtype: DtypeName, place: str, trust: bool) -> torch
         found = getattr(torch, dtype)
         assert isinstance(found, torch.dtype)
         return found
-    slow = dtype == "auto" and not has_fast_bfloat16(place)
-    return torch.float32 if slow and _is_half(path, trust) else "auto"
+    half = dtype == "auto" and not has_fast_bfloat16(place) and _stored_dtype(path, trust) in _HALVES
+    return torch.float32 if half else "auto"
 
 
-def _is_half(path: str | Path, trust: bool) -> bool:
-    """Whether the weights are of a 16-bit dtype."""
+def _stored_dtype(path: str | Path, trust: bool) -> torch.dtype:
+    """That of the weights, as config.json says; float32 where it says nothing."""
     with _quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust)
+            dtype = AutoConfig.from_pretrained(str(path), trust_remote_code=trust).dtype
         except (OSError, ValueError, KeyError):  # loading the model says it better
-            return False
-    return config.dtype in (torch.bfloat16, torch.float16, "bfloat16", "float16")
+            return torch.float32
+    found = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _device(device: DeviceName) -> str:

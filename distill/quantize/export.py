@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.errors import CheckpointError
-from distill.quantize.pack import pack
+from distill.kernels.pack import pack
 from distill.quantize.scales import Grid
 from distill.quantize.sequential import QuantizedLinear
 from distill.quiet import quiet

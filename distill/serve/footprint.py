@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from distill.kernels.w4a16 import PackedLinear
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -27,7 +29,7 @@ def footprint(model: PreTrainedModel) -> Footprint:
     tied = isinstance(head, nn.Linear) and head.weight is table.weight
     token_weights = 0
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # packed ones keep their shape as attributes
+        if isinstance(module, nn.Linear | PackedLinear):  # packed ones keep their shape as attributes
             token_weights += module.in_features * module.out_features if module is not head else 0
         elif not isinstance(module, nn.Embedding):  # stacked experts, convolutions in GPT-2's style
             token_weights += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)

@@ -17,6 +17,7 @@ from distill.engine.types import SamplingParams
 from distill.errors import DistillError
 from distill.model.chat import render
 from distill.model.load import load_model, load_tokenizer
+from distill.model.packed import count_parameters
 from distill.recipe.schema import Serve
 from distill.records import user_message
 from distill.serve.server import engine_config
@@ -31,7 +32,7 @@ _REPEATS = 3
 
 def measure_checkpoint(path: Path, settings: Serve, *, trust_remote_code: bool) -> dict[str, Any]:
     """Load a variant and measure it."""
-    model = load_model(path, dtype=settings.dtype, trust_remote_code=trust_remote_code)
+    model = load_model(path, dtype=settings.dtype, trust_remote_code=trust_remote_code, packed=True)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     return measure_variant(Engine(model, tokenizer, engine_config(settings)), path)
 
@@ -47,7 +48,7 @@ def measure_variant(engine: Engine, path: Path) -> dict[str, Any]:
         "smoke_answer": answer,
         "weight_bytes": _file_bytes(path) or _memory_bytes(engine.model),
         "memory_bytes": _memory_bytes(engine.model),
-        "parameters": engine.model.num_parameters(),
+        "parameters": count_parameters(engine.model),
         "kv_bytes_per_token": engine.cache.bytes_per_token,
         "kv_cache_bytes": engine.cache.total_bytes,
         "dtype": str(engine.cache.keys[0].dtype).removeprefix("torch."),

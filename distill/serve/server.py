@@ -52,7 +52,7 @@ def serve_model(
     listener = _bind(host, port)
     with listener:
         tokenizer = load_tokenizer(path)
-        model = load_model(path, dtype=dtype, device=device)
+        model = load_model(path, dtype=dtype, device=device, packed=True)
         engine = Engine(model, tokenizer, engine_config(settings))
         limits = Limits(max_queue=settings.max_queue)
         app = create_app(engine, model_name=model_name or str(path), api_key=api_key, limits=limits)

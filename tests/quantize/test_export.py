@@ -11,6 +11,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
+from distill.kernels.pack import pack, unpack
 from distill.model.load import load_model
 from distill.quantize.export import (
     quantization_config,
@@ -18,7 +19,6 @@ from distill.quantize.export import (
     save_packed,
     weight_bytes,
 )
-from distill.quantize.pack import pack, unpack
 from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
 
 from .tiny import probe_ids, tiny_model, token_batches
