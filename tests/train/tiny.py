@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from distill.model.tokenizer import train_tokenizer
 from distill.recipe.schema import Recipe
 from distill.records import INSTRUCTION, PREFERENCE, write_parquet
+from distill.train.batches import Sequences, collator
 
 WORDS = (
     *("red", "blue", "green", "round", "flat", "tall", "small", "count", "sort", "reverse"),
@@ -26,7 +28,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(
-    folder: Path, *, layers: int = 2, heads: int = 4, kv_heads: int = 4, width: int = 32, seed: int = 0
+    folder: Path,
+    *,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 4,
+    width: int = 32,
+    seed: int = 0,
+    tied: bool = True,
 ) -> None:
     """A Llama with random weights, its tokenizer and chat template."""
     tokens = tokenizer()
@@ -42,7 +51,7 @@ def save_model(
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -81,3 +90,19 @@ def recipe(folder: Path, *entries: dict[str, Any], **sections: Any) -> Recipe:
         **sections,
     }
     return Recipe.model_validate_json(json.dumps(document))
+
+
+def batch_of(rows: Sequences, numbers: Iterable[int], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """Some rows as the trainer's collator puts them together: what a model's forward takes."""
+    collate = collator(pad_token_id)
+    examples = [
+        {
+            "input_ids": rows.input_ids[row],
+            "labels": rows.labels[row],
+            "seq_lengths": rows.segments[row],
+            "row_ids": [row],
+        }
+        for row in numbers
+    ]
+    batch = collate(examples)
+    return {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
