@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill.errors import CheckpointError
 from distill.model.precision import has_fast_bfloat16
+from distill.model.shards import sharding
 
 DtypeName = Literal["auto", "stored", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -31,13 +32,15 @@ def load_model(
     dtype: DtypeName = "auto",
     device: DeviceName = "auto",
     trust_remote_code: bool = False,
+    num_shards: int = 1,
 ) -> PreTrainedModel:
     """The causal language model at `path` (folder or hub id) in eval mode on `device`.
 
     Folders quantized by bitsandbytes or compressed-tensors load as such; `dtype` is then that of what is not quantized,
     and NF4 computes in it.
     "auto" is the checkpoint's dtype, or float32 where that is a 16-bit one and the CPU has no instructions for it;
-    "stored" is always the checkpoint's. Device "auto" is CUDA where there is one. Raises CheckpointError.
+    "stored" is always the checkpoint's. Device "auto" is CUDA where there is one. Of `num_shards` processes that all
+    load it, each gets its share as transformers' `tp_plan` cuts the model. Raises CheckpointError.
     """
     if Path(path).exists() or _looks_local(path):
         check_weights(Path(path))
@@ -47,6 +50,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": wanted}
     if quantized:
         options["device_map"] = {"": place}
+    if num_shards > 1:
+        options["distributed_config"] = sharding(path, num_shards, quantized, place, trust_remote_code)
     if quantized == "bitsandbytes":
         _hush_int8()
     with _quiet_transformers():
@@ -58,7 +63,7 @@ def load_model(
             raise CheckpointError(
                 f"{path} does not load as a causal language model: {_first_line(error)}", remedy=_remedy(error)
             ) from error
-    if not quantized:
+    if not quantized and num_shards == 1:
         torch.nn.Module.to(model, place)
     model.eval()
     assert isinstance(model, PreTrainedModel)
