@@ -134,7 +134,7 @@ def smallest_at(tokens: Tokens, error: float) -> Size | None:
 
 
 def synthetic(count: int, rows: int, exponents: tuple[float, float], seed: int = 0) -> object:
-    """Log probabilities [64, rows] of `count` tokens: power laws with noise over shuffled ids, exponents evenly drawn."""
+    """Log probabilities [64, rows] of `count` tokens: power laws with noise over shuffled ids, evenly drawn."""
     generator = torch.Generator().manual_seed(seed)
     for begin in range(0, count, 64):
         size = min(64, count - begin)

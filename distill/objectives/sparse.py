@@ -95,6 +95,7 @@ def divergence_terms(log_p: Tensor, log_q: Tensor, objective: Objective) -> tupl
     if objective.divergence == "reverse_kl":
         value = q * (log_q - log_p)
         return value, value + q
+    assert objective.divergence == "jsd"
     beta = objective.beta
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     to_student = (1.0 - beta) * q * (log_q - log_m)

@@ -95,6 +95,5 @@ class PromptScorer:
                 continue
             token = name.removeprefix(_ID_PREFIX)
             known = int(token) if token != name and token.isdigit() else self._ids.get(name.encode())
-            if known is not None:
-                found.setdefault(known, float(value))
+            found.setdefault(known if known is not None else -1 - len(found), float(value))
         return found

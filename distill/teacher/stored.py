@@ -104,7 +104,8 @@ class Writer:
     def add(self, records: Sequence[Record]) -> None:
         """Commit rows: they are on the disk when this returns. Those that are there already are left out."""
         index = np.empty(len(records), _RECORD)
-        kept, end = [], self._end
+        kept: list[bytes] = []
+        end = self._end
         for record in records:
             if record.row in self._rows:
                 continue

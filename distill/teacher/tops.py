@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 from distill.teacher.forms import Sparse
 
 _LEAST_TAIL = -40.0
-Tops = Mapping[int, float]  # log probabilities by token id
+Tops = Mapping[int, float]  # log probabilities by token id; negative ids are tokens that could not be told apart
 
 
 def sparse_of_tops(
@@ -18,7 +19,8 @@ def sparse_of_tops(
 ) -> Sparse:
     """The k likeliest of each position, among the first `rows` ids; None where nothing is known of it.
 
-    Mass on ids beyond `rows` (a padded vocabulary's) is taken out, as far as it was told. What is not told is the tail.
+    Mass on ids beyond `rows` (a padded vocabulary's) is taken out, as far as it was told. What is not told is the tail,
+    and whatever is less likely than a token without an id: nothing in the tail may exceed what is kept.
     `extra`: a position may tell one token more than the k likeliest (the prompt's own), which is left out.
     """
     counts, ids, values, tails = [], [], [], []
@@ -27,7 +29,8 @@ def sparse_of_tops(
         told = told[:k] if extra else told
         beyond = sum(math.exp(value) for token, value in told if token >= rows)
         common = math.log1p(-min(beyond, 1.0 - 1e-9))
-        kept = [(token, value - common) for token, value in told if 0 <= token < rows][:k]
+        named = itertools.takewhile(lambda pair: pair[0] >= 0, told)
+        kept = [(token, value - common) for token, value in named if token < rows][:k]
         kept = [pair for place, pair in enumerate(kept) if place == 0 or math.exp(pair[1]) >= min_probability]
         mass = sum(math.exp(value) for _, value in kept)
         counts.append(len(kept))

@@ -77,9 +77,10 @@ def aligned(row: Row, found: Distributions | None) -> list[Tops | None]:
     expected = [row.labels[place + 1] for place in scored[start:]]
     for index, token in enumerate(expected[: len(found.token_ids_T)]):
         ids, values = found.top_ids_TK[index], found.top_logprobs_TK[index]
-        usable = (ids != UNKNOWN) & np.isfinite(values)
-        if usable.any():
-            tops[start + index] = dict(zip(ids[usable].tolist(), values[usable].tolist(), strict=True))
+        told = np.isfinite(values)
+        named = np.where(ids == UNKNOWN, -1 - np.arange(len(ids)), ids)
+        if told.any():
+            tops[start + index] = dict(zip(named[told].tolist(), values[told].tolist(), strict=True))
         if token != found.token_ids_T[index]:
             break
     return tops

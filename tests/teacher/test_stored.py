@@ -85,6 +85,8 @@ def test_what_servers_tell() -> None:
     np.testing.assert_allclose(np.exp(found.logprobs_E), [0.625, 0.25, 0.9], rtol=1e-6)
     assert found.log_tail_T is not None
     np.testing.assert_allclose(np.exp(found.log_tail_T), [0.125, 1.0, 0.1], rtol=1e-5)
+    unnamed = sparse_of_tops([{3: math.log(0.5), -1: math.log(0.2), 4: math.log(0.1)}], k=8, min_probability=0, rows=10)
+    assert unnamed.ids_E.tolist() == [3], "4 is less likely than something in the tail"
     own = sparse_of_tops([{3: math.log(0.5), 7: math.log(1e-9)}], k=1, min_probability=0, rows=10, extra=True)
     assert own.ids_E.tolist() == [3]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from distill.engine.runner import Engine, EngineConfig
 from distill.errors import DataError
 from distill.model.load import load_model, load_tokenizer
 from distill.objectives.divergences import Objective
@@ -19,23 +22,26 @@ from distill.objectives.head import head_loss
 from distill.objectives.sparse import SparseTargets
 from distill.objectives.sparse_head import sparse_head_loss
 from distill.recipe.schema import Recipe
+from distill.recipe.teacher import OpenAITeacher
 from distill.records import read_parquet
 from distill.runs import Run
-from distill.serve.child import embedded_server
 from distill.teacher.distributions import SIDECAR, Distributions, write_sidecar
+from distill.teacher.endpoint import Endpoint
 from distill.teacher.logprobs import Position, pack
+from distill.teacher.prompt_scores import PromptScorer
 from distill.teacher.stored import INDEX, Reader
+from distill.teacher.transport import HttpReply
 from distill.track import read_metrics
 from distill.train import recording, stage
 from distill.train.batches import collator, read_sequences
-from distill.train.forward import TeacherSignal, head_of
 from distill.train.live import LiveTeacher
 from distill.train.recording import Row
 from distill.train.signals import StoredTeacher
 from distill.train.told import aligned
+from tests.serve.conftest import start
 from tests.train import tiny
 
-KD: dict[str, Any] = {"objective": "kd", "max_steps": 3}
+KD: dict[str, Any] = {"objective": "kd", "max_steps": 2}
 WHOLE = {"kind": "top_k", "k": 255, "min_probability": 0.0}
 
 
@@ -67,19 +73,17 @@ def test_hidden_states_train_exactly_as_the_live_teacher_and_a_wide_top_k_nearly
         world,
         {**from_start, "name": "live"},
         {**from_start, "name": "hidden", "signal": {"kind": "hidden"}},
-        {**from_start, "name": "packed", "packing": True, "max_length": 128, "signal": {"kind": "hidden"}},
         {**from_start, "name": "top", "signal": WHOLE},
-        {**from_start, "name": "reverse", "divergence": "reverse_kl", "signal": WHOLE},
+        {**from_start, "name": "reverse", "divergence": "reverse_kl", "packing": True, "signal": WHOLE},
         {**from_start, "name": "sampled", "signal": {"kind": "sampled", "draws": 255}},
     )
     out = train(recipe)
     live = curve(recipe, "live")
-    assert curve(recipe, "hidden") == live
+    assert curve(recipe, "hidden") == pytest.approx(live, rel=1e-4)
     assert curve(recipe, "top") == pytest.approx(live, rel=0.02)
     assert curve(recipe, "sampled") == pytest.approx(live, rel=0.25)
-    assert len(stored(recipe)) == 4 and "reverse: signals-top_k" in out and "written before" in out
-    assert all(value > 0 and math.isfinite(value) for value in curve(recipe, "reverse") + curve(recipe, "packed"))
-    assert curve(recipe, "packed")[0] == pytest.approx(live[0], rel=0.3)
+    assert len(stored(recipe)) == 3 and "reverse: signals-top_k" in out and "written before" in out
+    assert all(value > 0 and math.isfinite(value) for value in curve(recipe, "reverse"))
 
 
 @pytest.mark.parametrize("kind", ["hidden", "top_k", "sampled"])
@@ -200,7 +204,7 @@ def test_padded_vocabularies_are_exact(form: str, extra: int) -> None:
 
 def test_offloaded_and_4_bit_teachers_give_signals(world: Path) -> None:
     path, cpu = str(world / "teacher"), torch.device("cpu")
-    batch = {"input_ids": torch.arange(24).view(2, 12)}
+    batch = {"input_ids": torch.arange(10, 34).view(2, 12)}
     plain, offloaded, small = (
         LiveTeacher.load(path, device=cpu, trust_remote_code=False, precision=precision, offload=offload)(batch)  # type: ignore[arg-type]
         for precision, offload in (("auto", False), ("auto", True), ("nf4", False))
@@ -248,8 +252,6 @@ def test_the_sidecar_of_generate_trains(world: Path) -> None:
     )
     train(recipe)
     told, weights = (Reader(path) for path in stored(recipe))
-    if "weights" not in str(recipe.train[1].name):
-        raise AssertionError
     assert len(told) == len(weights)
     first, expected = curve(recipe, "told")[0], curve(recipe, "weights")[0]
     assert 0.5 * expected < first < 1.02 * expected, "all but one token a row, and one row without"
@@ -272,16 +274,34 @@ def test_a_server_is_asked_once_for_its_prompt_log_probabilities(world: Path) ->
         {**KD, "name": "weights", "init": "student", "signal": signal},
         teacher={"kind": "embedded", "model": str(world / "teacher"), "dtype": "float32"},
     )
-    with embedded_server(str(world / "teacher"), log_path=world / "log.txt", dtype="float32") as url:
-        train(recipe, url)
-    assert curve(recipe, "served") == pytest.approx(curve(recipe, "weights"), rel=0.05)
+    model, tokenizer = load_model(world / "teacher", dtype="float32", device="cpu"), load_tokenizer(world / "teacher")
+    server, url = start(Engine(model, tokenizer, EngineConfig(max_batch=8)), model_name=str(world / "teacher"))
+    train(recipe, url)
+    server.should_exit = True
+    # The server tells tokens by their text: what is less likely than a part of a character goes to the tail.
+    assert 0.3 * curve(recipe, "weights")[0] < curve(recipe, "served")[0] < 1.01 * curve(recipe, "weights")[0]
     again = tiny.recipe(world, {**served, "name": "again"}, teacher=recipe.teacher.model_dump())
     assert "written before" in train(again, "http://127.0.0.1:9/v1"), "nobody is asked again"
 
 
-def test_a_signal_is_one_function_of_a_batch(world: Path) -> None:
-    assert {"hidden", "head"} == set(vars(TeacherSignal(torch.zeros(1, 1, 1), head_of(_model(world)))))
+def test_vllms_dialect_is_read_by_ids() -> None:
+    """`prompt_logprobs` of vLLM: a mapping by token id for each token but the first, with its own as one more."""
+    asked: list[dict[str, Any]] = []
 
+    class Server:
+        async def request(self, method: str, path: str, body: bytes | None, content_type: str) -> HttpReply:
+            asked.append(json.loads(body or b""))
+            one = {
+                "5": {"logprob": -0.5, "rank": 1},
+                "9": {"logprob": -1.5, "rank": 2},
+                "7": {"logprob": -8, "rank": 40},
+            }
+            return HttpReply(200, {}, json.dumps({"choices": [{"text": "", "prompt_logprobs": [None, one]}]}).encode())
 
-def _model(world: Path) -> Any:
-    return load_model(world / "teacher", dtype="float32", device="cpu")
+        async def close(self) -> None: ...
+
+    endpoint = Endpoint(OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1"))
+    endpoint.transport = Server()
+    found = asyncio.run(PromptScorer(endpoint, {}).score([3, 7], 2))
+    assert found == [None, {5: -0.5, 9: -1.5, 7: -8.0}]
+    assert asked == [{"model": "m", "prompt": [3, 7], "temperature": 0, "max_tokens": 1, "prompt_logprobs": 2}]
