@@ -90,8 +90,8 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], ma
             labels.append(row_labels)
             places.append([(file, number)])
     _require_rows(ids, read, paths, max_length)
-    row_ids = [[row_id(*pair)] for pair in zip(ids, labels, strict=True)]
-    return Sequences(ids, labels, [[len(row)] for row in ids], row_ids, places, read, read - len(ids), truncated)
+    names = [[row_id(*pair)] for pair in zip(ids, labels, strict=True)]
+    return Sequences(ids, labels, [[len(row)] for row in ids], names, places, read, read - len(ids), truncated)
 
 
 def read_pairs(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_length: int) -> Pairs:
