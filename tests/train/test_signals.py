@@ -305,3 +305,19 @@ def test_vllms_dialect_is_read_by_ids() -> None:
     found = asyncio.run(PromptScorer(endpoint, {}).score([3, 7], 2))
     assert found == [None, {5: -0.5, 9: -1.5, 7: -8.0}]
     assert asked == [{"model": "m", "prompt": [3, 7], "temperature": 0, "max_tokens": 1, "prompt_logprobs": 2}]
+
+
+def test_what_a_signal_cannot_give_is_refused_in_the_recipe(world: Path) -> None:
+    told = {"kind": "top_k", "source": "server"}
+    recipe = tiny.recipe(
+        world,
+        {**KD, "name": "one", "divergence": "reverse_kl", "signal": {"kind": "sampled"}},
+        {**KD, "name": "two", "temperature": 2.0, "signal": told},
+    )
+    places = [location for location, _, _ in recipe.cross_problems()]
+    assert places == [("train", 0, "divergence"), ("train", 1, "temperature")]
+    served = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
+    without = tiny.recipe(world, {**KD, "name": "a"}, {**KD, "name": "b", "signal": told}, teacher=served)
+    assert [location for location, _, _ in without.cross_problems()] == [("train", 0, "objective")]
+    with pytest.raises(DataError, match="no train entry has signals to write"):
+        stage.write_signals(tiny.recipe(world, KD), Run(recipe), console=Console(file=io.StringIO()))
