@@ -41,8 +41,8 @@ from distill.train.signals import StoredTeacher, fingerprint, write_head
 TEACHER, STUDENT = "data/teacher", "data/student-base"
 QWEN_ROWS = 151_936
 SHARE_BAR, SAMPLED_BAR, OVERHEAD_BAR = 0.6, 40.0, 0.03
-# Exponents of the power laws. Mixed: peaked to wide, as of a model that writes text; flat: all of them wide.
-PROFILES = {"mixed": (1.3, 5.0), "flat": (1.1, 1.6)}
+# Exponents of the power laws: as of answers (about 1 nat a token), as of running text (about 2), and wide ones only.
+PROFILES = {"answers": (1.3, 5.0), "text": (1.2, 3.0), "flat": (1.1, 1.6)}
 CPU = torch.device("cpu")
 FORMS: dict[str, WrittenSignal] = {
     "top k": TopKSignal(kind="top_k"),
