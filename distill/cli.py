@@ -145,7 +145,22 @@ def train(
     with ExitStack() as stack:
         if _is_main_process():
             stack.enter_context(run.lock())
-        stage.run(loaded, run, console=_console(), entry=entry)
+        url = stack.enter_context(_teacher_url(loaded, run))
+        stage.run(loaded, run, console=_console(), entry=entry, base_url=url)
+
+
+@app.command()
+def signals(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    entry: Annotated[str | None, typer.Option(help="only this train entry's")] = None,
+) -> None:
+    """Write the teacher's signals that kd entries store, without training; `train` does it where they are missing."""
+    from distill.train import stage
+
+    loaded, run = _load(recipe, overrides)
+    with run.lock(), _teacher_url(loaded, run) as url:
+        stage.write_signals(loaded, run, console=_console(), entry=entry, base_url=url)
 
 
 @app.command()
@@ -307,7 +322,8 @@ def _run_stages(recipe: Recipe, run: Run, console: Console) -> None:
         from distill.train import stage as train_stage
 
         console.rule("train", align="left")
-        train_stage.run(recipe, run, console=console)
+        with _teacher_url(recipe, run) as url:
+            train_stage.run(recipe, run, console=console, base_url=url)
     if recipe.quantize:
         from distill.quantize import stage as quantize_stage
 

@@ -154,7 +154,7 @@ def training_memory(
     stored = DTYPE_BYTES[weights_dtype] if adapters and work.mixed else _FP32
     trainable = adapters or shape.parameters
     frozen, models = 0, 1
-    if isinstance(entry, KdEntry) and teacher is not None:
+    if isinstance(entry, KdEntry) and teacher is not None and entry.signal.kind == "live":
         frozen, models = 2 * teacher.parameters, 2  # a teacher in 16 bits
     elif isinstance(entry, DpoEntry) and not adapters:
         frozen = shape.parameters * stored

@@ -121,6 +121,15 @@ class Recipe(Section):
                 problem = f"needs a weight for each of the {len(names)} names; got {len(weights)}"
                 yield ("generate", index, "teachers", "weights"), problem, ()
 
+    def _kd_problems(self, index: int, entry: KdEntry) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Mistakes between a kd entry, its signal and the teacher."""
+        if entry.needs_weights and self.teacher_weights() is None:
+            problem = "kd reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
+            yield ("train", index, "objective"), problem, ()
+        unsound = entry.signal_problem()
+        if unsound is not None:
+            yield ("train", index, unsound[0]), unsound[1], ()
+
     def cross_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between sections: (location, problem, valid names)."""
         jobs = tuple(job.name for job in self.generate)
@@ -154,12 +163,8 @@ class Recipe(Section):
                         f"no generate job '{name}' (a path ends in .parquet)",
                         jobs,
                     )
-            if isinstance(entry, KdEntry) and self.teacher_weights() is None:
-                yield (
-                    ("train", index, "objective"),
-                    "kd reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights",
-                    (),
-                )
+            if isinstance(entry, KdEntry):
+                yield from self._kd_problems(index, entry)
             if entry.batch_size % entry.micro_batch_size:
                 yield (
                     ("train", index, "batch_size"),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill.recipe.base import Section
+from distill.recipe.signals import LiveSignal, Signal, StoredSignal, TopKSignal
 
 
 class Lora(Section):
@@ -64,6 +65,23 @@ class KdEntry(EntryCommon):
     ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     chunk_tokens: int = Field(default=1024, ge=1, description="tokens whose logits exist at once")
     packing: bool = False
+    signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the teacher's weights must be here."""
+        if isinstance(self.signal, TopKSignal):
+            return self.signal.source == "weights"
+        return not isinstance(self.signal, StoredSignal)
+
+    def signal_problem(self) -> tuple[str, str] | None:
+        """(key, problem) where the objective asks of the signal what it cannot give."""
+        if self.signal.kind == "sampled" and self.divergence != "forward_kl":
+            return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
+        if told and self.temperature != 1.0:
+            return "temperature", "servers give distributions at temperature 1 only"
+        return None
 
 
 class DpoEntry(EntryCommon):

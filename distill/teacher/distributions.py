@@ -129,6 +129,11 @@ class Sidecar:
         """Raises KeyError for a row without."""
         return self._read(unpack(self._packed[self._rows[request_hash]].as_py()))
 
+    def find(self, request_hash: str) -> Distributions | None:
+        """None for a row without."""
+        row = self._rows.get(request_hash)
+        return None if row is None else self._read(unpack(self._packed[row].as_py()))
+
     def _read(self, positions: list[Position]) -> Distributions:
         width = max((len(position.top) for position in positions), default=0)
         tops = np.full((len(positions), width), UNKNOWN, dtype=np.int64)

@@ -16,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from distill.errors import DataError
 from distill.model.chat import IGNORED, Preference, encode_completion, encode_preference
 from distill.records import read_parquet
+from distill.teacher.stored import row_id
+
+NO_ROW = -1  # in `row_ids` of a batch, behind a row's last document
 
 # Rows are sorted by length inside groups of so many optimizer steps: enough to leave a few percent of padding, few
 # enough that the order stays close to a shuffle.
@@ -24,12 +27,16 @@ STEPS_PER_GROUP = 16
 
 @dataclass(frozen=True)
 class Sequences:
-    """Tokenised rows. `segments` are the lengths of the documents of a row: one, or several where rows were packed;
-    `places` says where each stands: the number of its file, and its row there."""
+    """Tokenised rows. `segments` are the lengths of the documents of a row: one, or several where rows were packed.
+
+    `row_ids` names these documents by their tokens and labels, for stored signals to find theirs; `places` says where
+    each stands: the number of its file, and its row there.
+    """
 
     input_ids: list[list[int]]
     labels: list[list[int]]
     segments: list[list[int]]
+    row_ids: list[list[int]]
     places: list[list[tuple[int, int]]]
     num_read: int
     num_dropped: int
@@ -84,7 +91,8 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], ma
             labels.append(row_labels)
             places.append([(file, number)])
     _require_rows(ids, read, paths, max_length)
-    return Sequences(ids, labels, [[len(row)] for row in ids], places, read, read - len(ids), truncated)
+    names = [[row_id(*pair)] for pair in zip(ids, labels, strict=True)]
+    return Sequences(ids, labels, [[len(row)] for row in ids], names, places, read, read - len(ids), truncated)
 
 
 def read_pairs(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_length: int) -> Pairs:
@@ -132,6 +140,7 @@ def pack(rows: Sequences, max_length: int, seed: int) -> Sequences:
         [[token for row in members for token in rows.input_ids[row]] for members in bins],
         [[label for row in members for label in rows.labels[row]] for members in bins],
         [[len(rows.input_ids[row]) for row in members] for members in bins],
+        [[name for row in members for name in rows.row_ids[row]] for members in bins],
         [[place for row in members for place in rows.places[row]] for members in bins],
         rows.num_read,
         rows.num_dropped,
@@ -177,7 +186,7 @@ def collator(pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Te
 
     There is no attention mask: a causal model's real tokens never see what stands to their right, the padding's labels
     are -100, and without a mask attention takes its fast causal path. Models keep packed documents apart by the
-    position ids (`transformers.masking_utils.find_packed_sequence_indices`).
+    position ids (`transformers.masking_utils.find_packed_sequence_indices`). `row_ids` names the documents of each row.
     """
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -185,15 +194,17 @@ def collator(pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Te
         input_ids = torch.full((len(rows), width), pad_token_id)
         labels = torch.full((len(rows), width), IGNORED)
         position_ids = torch.arange(width).repeat(len(rows), 1)
+        row_ids = torch.full((len(rows), max(len(row["row_ids"]) for row in rows)), NO_ROW)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
             input_ids[index, :length] = torch.tensor(row["input_ids"])
             labels[index, :length] = torch.tensor(row["labels"])
+            row_ids[index, : len(row["row_ids"])] = torch.tensor(row["row_ids"])
             begin = 0
             for segment in row["seq_lengths"][:-1]:
                 begin += segment
                 position_ids[index, begin:] = torch.arange(width - begin)
-        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "row_ids": row_ids}
 
     return collate
 

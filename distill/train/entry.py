@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
@@ -32,7 +31,7 @@ from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
 from distill.train.processes import Processes
-from distill.train.signals import LiveTeacher, require_same_tokens
+from distill.train.signals import Place, open_signal
 
 ChatEntry = SftEntry | KdEntry | DpoEntry
 MODEL = "model"
@@ -44,7 +43,7 @@ class Source:
 
     init: Path
     data: Sequence[Path]
-    teacher: str | None
+    place: Place | None
     dtype: DtypeName
     trust_remote_code: bool
 
@@ -144,10 +143,13 @@ def _trainer(
         )
     else:
         assert isinstance(rows, Sequences)
-        config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+        # The collator picks the columns: the trainer would drop the row ids, by which stored signals find their rows.
+        prepared = {"skip_prepare_dataset": True}
+        config = SFTConfig(**arguments, dataset_kwargs=prepared, remove_unused_columns=False)
         signal_of = None
         if isinstance(entry, KdEntry) and entry.ce_weight < 1.0:
-            signal_of = _live_teacher(source, tokenizer, config.device)
+            assert source.place is not None, "a kd entry has a teacher"
+            signal_of = open_signal(entry, source.place, model, tokenizer, rows, config.device)
         assert tokenizer.pad_token_id is not None
         trainer = KDTrainer(
             model,
@@ -173,15 +175,9 @@ def objective_of(entry: SftEntry | KdEntry) -> Objective:
     return Objective(entry.divergence, entry.jsd_beta, entry.temperature, entry.ce_weight)
 
 
-def _live_teacher(source: Source, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> LiveTeacher:
-    assert source.teacher is not None, "the recipe refuses kd without teacher weights"
-    require_same_tokens(tokenizer, source.teacher, trust_remote_code=source.trust_remote_code)
-    return LiveTeacher.load(source.teacher, device=device, trust_remote_code=source.trust_remote_code)
-
-
 def _dataset(rows: Sequences | Pairs) -> Dataset:
     if isinstance(rows, Sequences):
-        return Dataset.from_dict({"input_ids": rows.input_ids, "labels": rows.labels, "seq_lengths": rows.segments})
+        return Dataset.from_dict(_columns(rows))
     return Dataset.from_dict(
         {
             "prompt_ids": [pair.prompt_ids for pair in rows.pairs],
@@ -189,6 +185,15 @@ def _dataset(rows: Sequences | Pairs) -> Dataset:
             "rejected_ids": [pair.rejected_ids for pair in rows.pairs],
         }
     )
+
+
+def _columns(rows: Sequences) -> dict[str, Any]:
+    return {
+        "input_ids": rows.input_ids,
+        "labels": rows.labels,
+        "seq_lengths": rows.segments,
+        "row_ids": rows.row_ids,
+    }
 
 
 def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, console: Console, name: str) -> Found:

@@ -16,6 +16,8 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Head, head_loss
+from distill.objectives.sparse import SparseTargets
+from distill.objectives.sparse_head import sparse_head_loss
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens:
         self: PreTrainedModel,
         *args: Any,
         with_loss_head: bool = False,
-        teacher: TeacherSignal | None = None,
+        teacher: TeacherSignal | SparseTargets | None = None,
         **kwargs: Any,
     ) -> Any:
         if not with_loss_head:
@@ -81,15 +83,20 @@ def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens:
         shifted_N[:, :-1] = labels_BS[:, 1:]
         # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
         with maybe_gather_lm_head_ctx(*self.get_output_embeddings().parameters()):
-            sums = head_loss(
-                hidden_BSH.flatten(0, 1),
-                head_of(self),
-                None if teacher is None else teacher.hidden.flatten(0, 1),
-                None if teacher is None else teacher.head,
-                shifted_N.flatten(),
-                objective,
-                chunk_tokens=chunk_tokens,
-            )
+            student, labels_N = head_of(self), shifted_N.flatten()
+            hidden_NH = hidden_BSH.flatten(0, 1)
+            if isinstance(teacher, SparseTargets):
+                sums = sparse_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
+            else:
+                sums = head_loss(
+                    hidden_NH,
+                    student,
+                    None if teacher is None else teacher.hidden.flatten(0, 1),
+                    None if teacher is None else teacher.head,
+                    labels_N,
+                    objective,
+                    chunk_tokens=chunk_tokens,
+                )
         metrics = torch.stack([sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight])
         return LossOutput(loss=sums.loss, metrics=metrics)
 

@@ -68,8 +68,9 @@ class KDTrainer(SFTTrainer):
     ) -> Tensor:
         """Sum over this micro-batch's scored tokens / scored tokens of the step, times the number of processes."""
         assert not return_outputs and num_items_in_batch is not None
+        row_ids = inputs.pop("row_ids")
         with torch.autocast(self.args.device.type, enabled=False):
-            signal = self.signal(inputs) if self.signal is not None else None
+            signal = self.signal({**inputs, "row_ids": row_ids}) if self.signal is not None else None
         output: LossOutput = model(**inputs, with_loss_head=True, teacher=signal)
         assert output.loss is not None and output.metrics is not None
         self._sums += output.metrics.to("cpu", torch.float64)

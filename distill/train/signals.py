@@ -1,57 +1,166 @@
-"""Teacher signals: one function of a batch, wherever the teacher lives. Here: live, frozen, in this process."""
+"""Teacher signals: one function of a batch, wherever the teacher lives: in this process, or in a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.errors import CheckpointError
-from distill.model.load import DtypeName, load_model, load_tokenizer
-from distill.train.forward import TeacherSignal, head_of
+from distill.errors import CheckpointError, DataError
+from distill.objectives.head import Head
+from distill.objectives.sparse import SparseTargets
+from distill.recipe.signals import LiveSignal
+from distill.recipe.train import KdEntry
+from distill.runs import digest_of
+from distill.teacher.forms import Sparse, decode_sampled, decode_top_k, join
+from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
+from distill.train.batches import NO_ROW, Sequences
+from distill.train.forward import TeacherSignal
+from distill.train.live import LiveTeacher, require_same_tokens
+
+HEAD = "head.safetensors"
 
 
 class Signal(Protocol):
     """What an objective sees of a teacher."""
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal: ...
+    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets: ...
 
 
-class LiveTeacher:
-    """A frozen teacher in eval mode; its hidden states are made anew for each batch, without gradients."""
+@dataclass(frozen=True)
+class Place:
+    """Where a recipe's teacher is: its weights, its identity as a stored signal names it, and the folder of these."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self._head = head_of(model)
+    weights: str | None
+    identity: str
+    stored: Path | None
+    trust_remote_code: bool
 
-    @classmethod
-    def load(cls, path: str, *, device: torch.device, trust_remote_code: bool) -> LiveTeacher:
-        """The teacher at `path` on `device`, in the dtype that suits both. Raises CheckpointError."""
-        dtype: DtypeName = "auto" if device.type == "cpu" else "stored"
-        model = load_model(path, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
-        torch.nn.Module.to(model, device)
-        return cls(model)
 
-    @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal:
-        assert not self.model.training, "a teacher in train mode would drop activations out"
-        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+def open_signal(
+    entry: KdEntry,
+    place: Place,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequences,
+    device: torch.device,
+) -> Signal:
+    """The entry's signal. Raises DataError or CheckpointError for one that does not fit student, teacher or rows."""
+    if isinstance(entry.signal, LiveSignal):
+        assert place.weights is not None, "the recipe refuses kd without teacher weights"
+        require_same_tokens(tokenizer, place.weights, trust_remote_code=place.trust_remote_code)
+        return LiveTeacher.load(
+            place.weights,
+            device=device,
+            trust_remote_code=place.trust_remote_code,
+            precision=entry.signal.precision,
+            offload=entry.signal.offload,
+        )
+    assert place.stored is not None, "signals are written before training"
+    reader = Reader(place.stored)
+    vocabulary = reader.about.fingerprint.vocabulary
+    if reader.about.form != "hidden":  # which the head reads for any vocabulary
+        vocabulary = min(vocabulary, int(student.get_output_embeddings().weight.shape[0]))
+    expected = fingerprint(tokenizer, vocabulary=vocabulary, teacher=place.identity)
+    require_match(reader, expected, entry.temperature)
+    missing = reader.missing([name for names in rows.row_ids for name in names])
+    if missing:
+        raise DataError(
+            f"{place.stored} has no signals of {len(missing)} of the rows",
+            remedy="write them for this dataset, chat template and max_length",
+        )
+    return StoredTeacher(reader, device)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int, teacher: str) -> Fingerprint:
+    """What signals hold for, as this student's tokenizer says."""
+    return Fingerprint(
+        vocabulary=vocabulary,
+        tokenizer=digest_of(tokenizer.get_vocab()),
+        chat_template=digest_of(tokenizer.chat_template),
+        teacher=teacher,
+    )
+
+
+class StoredTeacher:
+    """A teacher that was written down: its rows are found by the batch's row ids, its head is loaded once."""
+
+    def __init__(self, reader: Reader, device: torch.device) -> None:
+        self._reader = reader
+        self._device = device
+        self._head = read_head(reader.folder, device) if reader.about.form == "hidden" else None
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets:
+        records = [self._reader.read(row) for row in batch["row_ids"].flatten().tolist() if row != NO_ROW]
+        labels = batch["labels"]
+        scored = torch.zeros_like(labels, dtype=torch.bool)
+        scored[:, :-1] = labels[:, 1:] >= 0
+        assert sum(record.tokens for record in records) == int(scored.sum()), "signals of other tokens"
+        about = self._reader.about
+        if self._head is None:
+            return targets_of([decode(record, about) for record in records], about).on(self._device)
+        states = torch.cat([hidden_states(record, about) for record in records]).to(self._device)
+        hidden = states.new_zeros((*labels.shape, about.width))
+        hidden[scored] = states
         return TeacherSignal(hidden, self._head)
 
 
-def require_same_tokens(student: PreTrainedTokenizerBase, teacher_path: str, *, trust_remote_code: bool) -> None:
-    """Refuse a teacher whose token ids mean something else: its distributions would teach nonsense in silence."""
-    teacher = load_tokenizer(teacher_path, trust_remote_code=trust_remote_code)
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differing = sorted((token for token, index in ours.items() if theirs.get(token) != index), key=ours.__getitem__)
-    if differing:
-        example = differing[0]
+def decode(record: Record, about: About) -> Sparse:
+    """A row's entries."""
+    rows = about.fingerprint.vocabulary
+    if about.form == "sampled":
+        return decode_sampled(record.packed, record.tokens, record.entries, rows, about.draws)
+    return decode_top_k(record.packed, record.tokens, record.entries, rows)
+
+
+def targets_of(parts: list[Sparse], about: About) -> SparseTargets:
+    """The tokens of several rows, for the loss."""
+    found = join(parts)
+    offsets = np.concatenate([[0], np.cumsum(found.counts_T)])
+    return SparseTargets(
+        rows=about.fingerprint.vocabulary,
+        offsets=torch.from_numpy(offsets),
+        ids_E=torch.from_numpy(found.ids_E),
+        logprobs_E=torch.from_numpy(found.logprobs_E),
+        log_tail_N=None if found.log_tail_T is None else torch.from_numpy(found.log_tail_T),
+        entropy_N=None if found.entropy_T is None else torch.from_numpy(found.entropy_T),
+    )
+
+
+def hidden_states(record: Record, about: About) -> Tensor:
+    """A row's last hidden states [T, K], as they were."""
+    dtype: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[about.dtype]
+    return torch.frombuffer(bytearray(record.packed), dtype=dtype).view(record.tokens, about.width)
+
+
+def write_head(folder: Path, head: Head) -> None:
+    """The teacher's head beside its hidden states; the file is whole or absent."""
+    tensors = {"weight": head.weight.detach().cpu().contiguous()}
+    if head.bias is not None:
+        tensors["bias"] = head.bias.detach().cpu().contiguous()
+    softcap = "" if head.softcap is None else repr(head.softcap)
+    temporary = folder / f".{HEAD}.tmp"
+    save_file(tensors, temporary, metadata={"scale": repr(head.scale), "softcap": softcap})
+    temporary.replace(folder / HEAD)
+
+
+def read_head(folder: Path, device: torch.device) -> Head:
+    """Raises CheckpointError."""
+    try:
+        with safe_open(folder / HEAD, "pt") as handle:
+            numbers = handle.metadata()
+        tensors = load_file(folder / HEAD, device=str(device))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"student and teacher {teacher_path} have different tokenizers: {len(differing)} of {len(ours)} tokens "
-            f"differ, first {example!r} ({ours[example]} against {theirs.get(example, 'none')})",
-            remedy="use objective sft, which needs only the teacher's text, or a student of the teacher's family",
-        )
+            f"{folder / HEAD} does not load: {error}", remedy=f"remove {folder} and write the signals again"
+        ) from None
+    softcap = float(numbers["softcap"]) if numbers["softcap"] else None
+    return Head(tensors["weight"], tensors.get("bias"), float(numbers["scale"]), softcap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from distill.errors import DataError, DistillError
 from distill.recipe.schema import Recipe, Student
+from distill.recipe.signals import StoredSignal
 from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
 from distill.runs import Run, StageFolder, digest_of, path_digest
 from distill.track import Tracker
@@ -17,10 +19,16 @@ from distill.train.checkpoints import CHECKPOINTS, LM_CHECKPOINT
 from distill.train.processes import Processes
 
 STUDENT_BASE = "student-base"
+BaseUrl = Callable[[], str | None]
 
 
-def run(recipe: Recipe, run: Run, *, console: Console, entry: str | None = None) -> None:
-    """Train what is not done yet; `entry` names the only one to train. Every process of a launcher calls this."""
+def run(
+    recipe: Recipe, run: Run, *, console: Console, entry: str | None = None, base_url: BaseUrl = lambda: None
+) -> None:
+    """Train what is not done yet; `entry` names the only one to train. Every process of a launcher calls this.
+
+    `base_url` gives a served teacher's, for signals that are asked of it.
+    """
     processes = Processes.from_environment()
     if recipe.student is None or not recipe.train:
         raise DistillError("the recipe has no student to train", remedy="add the sections 'student' and 'train'")
@@ -30,7 +38,28 @@ def run(recipe: Recipe, run: Run, *, console: Console, entry: str | None = None)
     _student_base(recipe, recipe.student, run, processes, console)
     for item in recipe.train:
         if entry in (None, item.name):
-            _train(recipe, recipe.student, run, item, processes, console)
+            _train(recipe, recipe.student, run, item, processes, console, base_url)
+
+
+def write_signals(
+    recipe: Recipe, run: Run, *, console: Console, entry: str | None = None, base_url: BaseUrl = lambda: None
+) -> None:
+    """Write the stored signals of kd entries, without training; what is written is not written again."""
+    from distill.quiet import quiet
+
+    if recipe.student is None:
+        raise DistillError("the recipe has no student to train", remedy="add the sections 'student' and 'train'")
+    with quiet():
+        from distill.train.signal_stage import place_of, require_kd
+
+        names = require_kd(recipe, entry)
+        _student_base(recipe, recipe.student, run, Processes(0, 1), console)
+        for item in recipe.train:
+            if item.name in names and isinstance(item, KdEntry):
+                init = _init(recipe, run, item)
+                assert init is not None, "the recipe refuses chats on random weights"
+                inputs = _inputs(recipe, recipe.student, run, item)
+                place_of(recipe, run, item, init, console, base_url=base_url, inputs=inputs)
 
 
 def _student_base(recipe: Recipe, student: Student, run: Run, processes: Processes, console: Console) -> None:
@@ -68,7 +97,15 @@ def _student_base(recipe: Recipe, student: Student, run: Run, processes: Process
     processes.wait()
 
 
-def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: Processes, console: Console) -> None:
+def _train(
+    recipe: Recipe,
+    student: Student,
+    run: Run,
+    entry: Entry,
+    processes: Processes,
+    console: Console,
+    base_url: BaseUrl,
+) -> None:
     folder = run.stage("train", entry.name)
     inputs = _inputs(recipe, student, run, entry)
     if processes.agree(folder.is_done(inputs)):
@@ -87,7 +124,7 @@ def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: 
     processes.wait()
     if not processes.is_first:
         assert not isinstance(entry, LmEntry)
-        _train_chats(recipe, student, run, entry, folder, processes, None, console)
+        _train_chats(recipe, student, run, entry, folder, processes, None, console, inputs, base_url)
         processes.wait()
         return
     with _tracker(recipe, run, entry, folder, inputs) as tracker:
@@ -102,7 +139,7 @@ def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: 
                 start = _init(recipe, run, entry)
                 metrics: dict[str, Any] = dict(run_lm(entry, student, start, folder.path, tracker, console))
         else:
-            metrics = _train_chats(recipe, student, run, entry, folder, processes, tracker, console)
+            metrics = _train_chats(recipe, student, run, entry, folder, processes, tracker, console, inputs, base_url)
         tracker.summary(metrics)
         tracker.artifact(f"{recipe.name}-{entry.name}", "checkpoint", folder.path / "model", inputs)
     apart = (CHECKPOINTS, LM_CHECKPOINT)
@@ -121,11 +158,14 @@ def _train_chats(
     processes: Processes,
     tracker: Tracker | None,
     console: Console,
+    inputs: dict[str, str],
+    base_url: BaseUrl,
 ) -> dict[str, Any]:
     from distill.quiet import quiet
 
     with quiet():  # bitsandbytes speaks while it is imported
         from distill.train.entry import Source, train_entry
+        from distill.train.signal_stage import place_of
 
     init = _init(recipe, run, entry)
     if init is None:
@@ -133,10 +173,18 @@ def _train_chats(
             f"train entry '{entry.name}' starts from random weights, which have no chat template to train",
             remedy="set student.model, or put an entry of objective lm before it",
         )
+    place = None
+    if isinstance(entry, KdEntry):
+        if processes.is_first:
+            with quiet():
+                place = place_of(recipe, run, entry, init, console, base_url=base_url, inputs=inputs)
+        processes.wait()  # the first one writes what is to be stored, the others find it
+        if place is None:
+            place = place_of(recipe, run, entry, init, Console(quiet=True), base_url=base_url, inputs=inputs)
     source = Source(
         init=init,
         data=[run.dataset(name) for name in entry.data],
-        teacher=recipe.teacher_weights(),
+        place=place,
         dtype=student.dtype,
         trust_remote_code=student.trust_remote_code,
     )
@@ -178,7 +226,9 @@ def _inputs(recipe: Recipe, student: Student, run: Run, entry: Entry) -> dict[st
         else:
             raise DataError(f"train entry '{entry.name}': no dataset at {name}", remedy="mend the path")
     teacher = recipe.teacher_weights()
-    if isinstance(entry, KdEntry) and teacher is not None:
+    if isinstance(entry, KdEntry) and isinstance(entry.signal, StoredSignal):
+        inputs["signals"] = path_digest(entry.signal.path)
+    elif isinstance(entry, KdEntry) and teacher is not None:
         inputs["teacher"] = path_digest(teacher)
     return inputs
 

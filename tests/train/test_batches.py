@@ -88,13 +88,17 @@ def test_packed_and_unpacked_rows_give_the_same_loss_and_gradients(tmp_path: Pat
         assert isinstance(model, LlamaForCausalLM)
         attach_loss_head(model, CROSS_ENTROPY, 64)
         examples = [
-            {"input_ids": ids, "labels": labels, "seq_lengths": segments}
-            for ids, labels, segments in zip(sequences.input_ids, sequences.labels, sequences.segments, strict=True)
+            {"input_ids": ids, "labels": labels, "seq_lengths": segments, "row_ids": names}
+            for ids, labels, segments, names in zip(
+                sequences.input_ids, sequences.labels, sequences.segments, sequences.row_ids, strict=True
+            )
         ]
         collate = collator(0)
         total = torch.zeros(())
         for begin in range(0, len(examples), 5):
-            output = model(**collate(examples[begin : begin + 5]), with_loss_head=True)
+            batch = collate(examples[begin : begin + 5])
+            del batch["row_ids"]
+            output = model(**batch, with_loss_head=True)
             output.loss.backward()
             total += output.loss.detach()
         return total, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

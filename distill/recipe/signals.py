@@ -1,0 +1,75 @@
+"""What a kd entry sees of its teacher: the teacher itself at every step, or what was stored of it before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from distill.recipe.base import Section
+
+
+class FromWeights(Section):
+    """How the teacher's weights are held, where they are needed here."""
+
+    precision: Literal["auto", "bf16", "nf4"] = Field(
+        default="auto", description="auto: as stored, or what the CPU computes in; nf4: 4-bit by bitsandbytes"
+    )
+    offload: bool = Field(default=False, description="weights stay in CPU memory and visit the GPU layer by layer")
+
+
+class LiveSignal(FromWeights):
+    """The teacher runs beside the student at every step."""
+
+    kind: Literal["live"] = "live"
+
+
+class TopKSignal(FromWeights):
+    """The likeliest tokens and the mass of all others, stored once."""
+
+    kind: Literal["top_k"]
+    k: int = Field(default=64, ge=1, le=255, description="tokens kept at a position, at most")
+    min_probability: float = Field(default=1e-4, ge=0, lt=1, description="less likely ones are left to the tail")
+    source: Literal["weights", "server", "sidecar"] = Field(
+        default="weights", description="server: its prompt log probabilities; sidecar: logprobs.parquet of generate"
+    )
+
+
+class SampledSignal(FromWeights):
+    """Ids drawn from the teacher's distribution, stored once; forward_kl only."""
+
+    kind: Literal["sampled"]
+    draws: int = Field(default=32, ge=1, le=255, description="draws at a position; equal ones are stored once")
+    seed: int = 0
+
+
+class HiddenSignal(FromWeights):
+    """The teacher's last hidden states and its head, stored once: the whole distribution, nothing lost."""
+
+    kind: Literal["hidden"]
+
+
+class StoredSignal(Section):
+    """Signals that lie in a folder already, from another run or machine."""
+
+    kind: Literal["stored"]
+    path: str = Field(description="folder with about.json, data.bin and index.bin")
+
+
+def _signal_kind(value: object) -> str:
+    """`kind` may be left out: the teacher is then live."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "live"))
+    assert isinstance(value, LiveSignal | TopKSignal | SampledSignal | HiddenSignal | StoredSignal)
+    return value.kind
+
+
+WrittenSignal = TopKSignal | SampledSignal | HiddenSignal
+Signal = Annotated[
+    Annotated[LiveSignal, Tag("live")]
+    | Annotated[TopKSignal, Tag("top_k")]
+    | Annotated[SampledSignal, Tag("sampled")]
+    | Annotated[HiddenSignal, Tag("hidden")]
+    | Annotated[StoredSignal, Tag("stored")],
+    Discriminator(_signal_kind),
+]

@@ -1,0 +1,94 @@
+"""The live teacher: frozen, in this process; in its own precision, in 4 bits, or with its weights in CPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.errors import CheckpointError
+from distill.model.load import DtypeName, load_model, load_tokenizer
+from distill.objectives.head import Head
+from distill.train.forward import TeacherSignal, head_of
+
+Precision = Literal["auto", "bf16", "nf4"]
+
+
+class LiveTeacher:
+    """A frozen teacher in eval mode; its hidden states are made anew for each batch, without gradients."""
+
+    def __init__(self, model: PreTrainedModel, head: Head | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.head = head or head_of(model)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        device: torch.device,
+        trust_remote_code: bool,
+        precision: Precision = "auto",
+        offload: bool = False,
+    ) -> LiveTeacher:
+        """The teacher at `path` on `device`. "auto" is the dtype that suits both. Raises CheckpointError."""
+        if precision == "nf4":
+            if offload:
+                raise CheckpointError("4-bit weights stay where they compute", remedy="set offload or nf4, not both")
+            return cls(_load_nf4(path, device, trust_remote_code))
+        dtype: DtypeName = "auto" if device.type == "cpu" else "stored"
+        if precision == "bf16":
+            dtype = "bfloat16"
+        model = load_model(path, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+        if not offload:
+            torch.nn.Module.to(model, device)
+            return cls(model)
+        from accelerate import cpu_offload
+
+        head = head_of(model)
+        bias = None if head.bias is None else head.bias.detach().to(device)
+        kept = Head(head.weight.detach().to(device, copy=True), bias, head.scale, head.softcap)
+        cpu_offload(model.base_model, execution_device=device)
+        return cls(model, kept)
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal:
+        assert not self.model.training, "a teacher in train mode would drop activations out"
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return TeacherSignal(hidden, self.head)
+
+
+def require_same_tokens(student: PreTrainedTokenizerBase, teacher_path: str, *, trust_remote_code: bool) -> None:
+    """Refuse a teacher whose token ids mean something else: its distributions would teach nonsense in silence."""
+    teacher = load_tokenizer(teacher_path, trust_remote_code=trust_remote_code)
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    differing = sorted((token for token, index in ours.items() if theirs.get(token) != index), key=ours.__getitem__)
+    if differing:
+        example = differing[0]
+        raise CheckpointError(
+            f"student and teacher {teacher_path} have different tokenizers: {len(differing)} of {len(ours)} tokens "
+            f"differ, first {example!r} ({ours[example]} against {theirs.get(example, 'none')})",
+            remedy="use objective sft, which needs only the teacher's text, or a student of the teacher's family",
+        )
+
+
+def _load_nf4(path: str, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
+    compute = torch.float32 if device.type == "cpu" else torch.bfloat16
+    scheme = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            quantization_config=scheme,
+            dtype=compute,
+            device_map={"": str(device)},
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise CheckpointError(f"{path} does not load in 4 bits: {error}", remedy="set precision: auto") from error
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -1,0 +1,162 @@
+"""Stored signals: packed numbers, forms, and a folder that survives kills and shows damage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.errors import DataError
+from distill.teacher.bits import pack_bits, packed_bytes, unpack_bits, width_of
+from distill.teacher.forms import Sparse, decode_sampled, decode_top_k, encode_sampled, encode_top_k, join, split
+from distill.teacher.stored import ABOUT, DATA, INDEX, About, Fingerprint, Reader, Record, Writer, require_match, row_id
+from distill.teacher.tops import sparse_of_tops
+
+ABOUT_TEN = About("top_k", Fingerprint(10, "tokens", "template", "teacher"))
+
+
+def test_bits_by_hand() -> None:
+    # 3, 1, 2 in two bits each, lowest first: 11 10 01 -> 0b100111 = 39
+    assert pack_bits(np.array([3, 1, 2]), 2) == bytes([0b100111])
+    assert width_of(151_936) == 18 and width_of(2) == 1 and packed_bytes(3, 18) == 7
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 11, 18, 25])
+def test_bits_come_back(width: int) -> None:
+    values = np.random.default_rng(width).integers(0, 1 << width, 1001)
+    assert len(pack_bits(values, width)) == packed_bytes(1001, width)
+    np.testing.assert_array_equal(unpack_bits(pack_bits(values, width), 1001, width), values)
+    assert unpack_bits(b"", 0, width).size == 0
+
+
+def some(tokens: int = 5, k: int = 6, rows: int = 50) -> Sparse:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (tokens, rows))
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    ids = np.argsort(-log_p, -1)[:, :k]
+    top = np.take_along_axis(log_p, ids, -1)
+    tail = np.log1p(-np.exp(top).sum(-1))
+    return Sparse(np.full(tokens, k), ids.ravel(), top.ravel().astype(np.float32), log_tail_T=tail.astype(np.float32))
+
+
+def test_top_k_comes_back_within_its_steps_and_sums_to_one() -> None:
+    found = some()
+    packed = encode_top_k(found, 50)
+    assert len(packed) == 5 + 2 * 5 + 30 + packed_bytes(30, 6)
+    back = decode_top_k(packed, 5, 30, 50)
+    np.testing.assert_array_equal(back.ids_E, found.ids_E)
+    np.testing.assert_allclose(back.logprobs_E, found.logprobs_E, atol=0.12)
+    assert back.log_tail_T is not None and found.log_tail_T is not None
+    np.testing.assert_allclose(back.log_tail_T, found.log_tail_T, atol=1e-3)
+    mass = np.exp(back.logprobs_E.reshape(5, 6)).sum(-1) + np.exp(back.log_tail_T)
+    np.testing.assert_allclose(mass, 1.0, atol=1e-6)
+
+
+def test_a_token_without_entries_has_all_its_mass_in_the_tail() -> None:
+    found = Sparse(np.array([0, 1]), np.array([7]), np.zeros(1, np.float32), log_tail_T=np.array([0.0, -40.0], "f4"))
+    back = decode_top_k(encode_top_k(found, 10), 2, 1, 10)
+    assert back.log_tail_T is not None and back.log_tail_T[0] == 0 and back.counts_T.tolist() == [0, 1]
+    assert back.logprobs_E[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_samples_come_back_exactly() -> None:
+    weights = np.log(np.array([30, 20, 50, 1, 49]) / 50).astype(np.float32)
+    found = Sparse(np.array([2, 1, 2]), np.array([4, 9, 0, 3, 2]), weights, entropy_T=np.array([0.5, 0, 1.25], "f4"))
+    back = decode_sampled(encode_sampled(found, 10, 50), 3, 5, 10, 50)
+    np.testing.assert_array_equal(back.ids_E, found.ids_E)
+    np.testing.assert_allclose(np.exp(back.logprobs_E) * 50, [30, 20, 50, 1, 49], rtol=1e-6)
+    assert back.entropy_T is not None and back.entropy_T.tolist() == [0.5, 0, 1.25]
+
+
+def test_split_undoes_join() -> None:
+    found = some()
+    parts = split(found, [2, 3])
+    assert [len(part.counts_T) for part in parts] == [2, 3]
+    np.testing.assert_array_equal(join(parts).logprobs_E, found.logprobs_E)
+
+
+def test_what_servers_tell() -> None:
+    """Ids beyond the common rows are conditioned away; what is not told is the tail; nothing told is all tail."""
+    tops = [{3: math.log(0.5), 1: math.log(0.2), 99: math.log(0.2)}, None, {2: math.log(0.9), 5: math.log(0.01)}]
+    found = sparse_of_tops(tops, k=8, min_probability=0.05, rows=10)
+    assert found.counts_T.tolist() == [2, 0, 1] and found.ids_E.tolist() == [3, 1, 2]
+    np.testing.assert_allclose(np.exp(found.logprobs_E), [0.625, 0.25, 0.9], rtol=1e-6)
+    assert found.log_tail_T is not None
+    np.testing.assert_allclose(np.exp(found.log_tail_T), [0.125, 1.0, 0.1], rtol=1e-5)
+    unnamed = sparse_of_tops([{3: math.log(0.5), -1: math.log(0.2), 4: math.log(0.1)}], k=8, min_probability=0, rows=10)
+    assert unnamed.ids_E.tolist() == [3], "4 is less likely than something in the tail"
+    own = sparse_of_tops([{3: math.log(0.5), 7: math.log(1e-9)}], k=1, min_probability=0, rows=10, extra=True)
+    assert own.ids_E.tolist() == [3]
+
+
+def records(count: int) -> list[Record]:
+    return [Record(row_id([i, i + 1], [-100, i + 1]), 1, 2, bytes([i] * (5 + i))) for i in range(count)]
+
+
+def test_rows_are_found_by_id_and_a_second_writer_goes_on(tmp_path: Path) -> None:
+    rows = records(9)
+    Writer(tmp_path, ABOUT_TEN).add(rows[:4])
+    second = Writer(tmp_path, ABOUT_TEN)
+    assert rows[3].row in second and rows[4].row not in second
+    second.add(rows[2:])
+    reader = Reader(tmp_path)
+    assert len(reader) == 9 and [reader.read(row.row) for row in reversed(rows)] == rows[::-1]
+    assert reader.size_bytes == (tmp_path / DATA).stat().st_size + (tmp_path / INDEX).stat().st_size
+    assert reader.missing([rows[0].row, 17]) == [17]
+    with pytest.raises(DataError, match="no signals of row 11"):
+        reader.read(17)
+
+
+def test_torn_at_every_byte_nothing_whole_is_lost(tmp_path: Path) -> None:
+    """A writer that was killed leaves data without index, or part of a record; the next one cuts it off."""
+    rows = records(2)
+    Writer(tmp_path, ABOUT_TEN).add(rows)
+    data, index = (tmp_path / DATA).read_bytes(), (tmp_path / INDEX).read_bytes()
+    for left in range(len(index) + 1):
+        (tmp_path / DATA).write_bytes(data + b"half a row")
+        (tmp_path / INDEX).write_bytes(index[:left])
+        again = Writer(tmp_path, ABOUT_TEN)
+        assert [row.row in again for row in rows] == [place < left // 32 for place in range(2)]
+        again.add(rows)
+        reader = Reader(tmp_path)
+        assert [reader.read(row.row) for row in rows] == rows
+    for left in range(len(data)):
+        (tmp_path / DATA).write_bytes(data[:left])
+        (tmp_path / INDEX).write_bytes(index)
+        Writer(tmp_path, ABOUT_TEN).add(rows)
+        reader = Reader(tmp_path)
+        assert [reader.read(row.row) for row in rows] == rows
+
+
+def test_a_flipped_bit_is_named(tmp_path: Path) -> None:
+    rows = records(3)
+    Writer(tmp_path, ABOUT_TEN).add(rows)
+    data = bytearray((tmp_path / DATA).read_bytes())
+    data[7] ^= 4
+    (tmp_path / DATA).write_bytes(data)
+    with pytest.raises(DataError, match=f"the bytes of row {rows[1].row:x} at 5 changed"):
+        Reader(tmp_path).read(rows[1].row)
+    assert Reader(tmp_path).read(rows[2].row) == rows[2]
+
+
+def test_another_fingerprint_is_refused_by_name(tmp_path: Path) -> None:
+    Writer(tmp_path, ABOUT_TEN).add(records(1))
+    reader, holds = Reader(tmp_path), ABOUT_TEN.fingerprint
+    require_match(reader, holds, 1.0)
+    for name in ("vocabulary", "tokenizer", "chat_template", "teacher"):
+        other = Fingerprint(**{**vars(holds), name: 11 if name == "vocabulary" else "x"})
+        with pytest.raises(DataError, match=f"of another {name.replace('_', ' ')} "):
+            require_match(reader, other, 1.0)
+    with pytest.raises(DataError, match="at temperature 1, training is at 2"):
+        require_match(reader, holds, 2.0)
+    (tmp_path / ABOUT).write_text("{")
+    with pytest.raises(DataError, match="not readable"):
+        Reader(tmp_path)
+
+
+def test_other_settings_start_over(tmp_path: Path) -> None:
+    Writer(tmp_path, ABOUT_TEN).add(records(2))
+    other = About("top_k", ABOUT_TEN.fingerprint, temperature=2.0)
+    assert records(2)[0].row not in Writer(tmp_path, other)
