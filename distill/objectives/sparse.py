@@ -95,9 +95,16 @@ def divergence_terms(log_p: Tensor, log_q: Tensor, objective: Objective) -> tupl
     if objective.divergence == "reverse_kl":
         value = q * (log_q - log_p)
         return value, value + q
-    assert objective.divergence == "jsd"
-    beta = objective.beta
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    if objective.divergence == "tvd":
+        return 0.5 * (p - q).abs(), -0.5 * q * torch.sign(p - q)
+    share = objective.mixture
+    log_m = torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+    if objective.divergence == "skew_forward_kl":
+        return p * (log_p - log_m), -(1.0 - share) * q * (log_p - log_m).exp()
+    if objective.divergence == "skew_reverse_kl":
+        value = q * (log_q - log_m)
+        return value, value + q - (1.0 - share) * q * (log_q - log_m).exp()
+    beta = share
     to_student = (1.0 - beta) * q * (log_q - log_m)
     return beta * p * (log_p - log_m) + to_student, to_student
 

@@ -25,7 +25,7 @@ def sparse_head_loss(
     objective: Objective,
     weights_N: Tensor | None = None,
     *,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     own_tokens: int = OWN_TOKENS,
 ) -> LossSums:
     """Sums over the tokens whose label is not -100, as `head.head_loss`; `targets` has those tokens, in their order."""
@@ -41,7 +41,7 @@ def sparse_head_loss(
         labels_N.index_select(0, scored),
         weights_N.index_select(0, scored) if weights_N is not None else None,
         objective,
-        chunk_tokens,
+        chunk_tokens or CHUNK_TOKENS,
         own_tokens,
     )
     divergence, cross_entropy, agreement, accuracy, weight = metrics.unbind()

@@ -15,7 +15,7 @@ from distill.objectives.head import Head, head_loss
 from distill.objectives.sparse import SparseTargets, sparse_chunk_loss
 from distill.objectives.sparse_head import sparse_head_loss
 
-DIVERGENCES = ["forward_kl", "reverse_kl", "jsd"]
+DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"]
 
 
 def targets_of(logits_NR: Tensor, k: int, temperature: float = 1.0) -> SparseTargets:
@@ -94,7 +94,7 @@ def test_more_is_known_the_closer_from_below(name: str) -> None:
     torch.testing.assert_close(all_kept, full)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name != "tvd"])  # tvd has a kink there
 def test_a_student_that_agrees_with_what_is_stored_feels_nothing(name: str) -> None:
     _, teacher = some_logits()
     labels = torch.zeros(7, dtype=torch.long)

@@ -90,7 +90,7 @@ def test_an_override_is_validated_and_named(tmp_path: Path) -> None:
         ("- a\n", "a recipe is a mapping"),
         ("name: a\nname: b\n", "r.yaml:2:1: not valid YAML: found duplicate key"),
         ("name: Bad Name\n", "r.yaml:1:1: name: "),
-        ("teacher: {kind: emedded}\nname: a\n", "teacher.kind: must be one of openai, embedded; got 'emedded'"),
+        ("teacher: {kind: emedded}\nname: a\n", "teacher.kind: must be one of openai, azure, embedded; got 'emedded'"),
         ("name: a\nstudent: {}\n", "needs either 'model' or 'scratch'"),
         (
             "name: a\ngenerate: [{name: j, kind: preference, prompts: {source: file, path: x}, feedback: {}}]\n",
