@@ -62,7 +62,7 @@ def write_card(
         "## Job",
         "",
         "```json",
-        json.dumps(job.model_dump(mode="json"), indent=1, ensure_ascii=False),
+        json.dumps(job.model_dump(mode="json", exclude={"executor"}), indent=1, ensure_ascii=False),
         "```",
         "",
         "## Examples",

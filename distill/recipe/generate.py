@@ -32,11 +32,13 @@ __all__ = [
     "Principles",
     "Prompts",
     "PushToHub",
+    "RayExecutor",
     "Sampling",
     "SelfInstructPrompts",
     "TaskKind",
     "TaskPrompts",
     "Unusable",
+    "why_no_shards",
 ]
 
 
@@ -72,6 +74,18 @@ class Answering(Section):
     )
 
 
+class RayExecutor(Section):
+    """Where a job's shards run: as tasks on a Ray cluster. Needs the extra `ray`."""
+
+    kind: Literal["ray"]
+    shards: int = Field(default=4, ge=1, le=1024, description="declared rates and budgets are divided over them")
+    address: str | None = Field(
+        default=None,
+        description="of a cluster, as ray.init takes it; null: one on this machine for as long as it takes",
+    )
+    cpus: float = Field(default=1.0, gt=0, description="of the cluster, that a shard reserves")
+
+
 class JobCommon(Section):
     """What every generation job has."""
 
@@ -83,6 +97,14 @@ class JobCommon(Section):
     teachers: Answering | None = Field(default=None, description="who answers; null: teacher")
     filters: Filters = Filters()
     push: PushToHub | None = Field(default=None, description="publish the finished dataset; null: it stays here")
+    executor: Literal["ray"] | RayExecutor | None = Field(
+        default=None, description="who makes the rows: shards of the job on a Ray cluster; null: this process"
+    )
+
+    @property
+    def ray(self) -> RayExecutor | None:
+        """The cluster that the job runs on; None: it runs in this process."""
+        return RayExecutor(kind="ray") if self.executor == "ray" else self.executor
 
 
 class AnswersJob(JobCommon):
@@ -164,3 +186,12 @@ class CodeJob(AnswersJob):
 
 
 Job = Annotated[InstructionJob | PreferenceJob | CodeJob, Field(discriminator="kind")]
+
+
+def why_no_shards(job: InstructionJob | PreferenceJob | CodeJob) -> str | None:
+    """What makes a job indivisible; None: it can be sharded."""
+    if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
+        return f"prompts of source {job.prompts.source} have no parts: each looks back"
+    if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
+        return "a forest that learns from a sample of all rows has no parts"
+    return None
