@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill import tasks
 from distill.generate.shards import Shard
-from distill.recipe.filters import EducationalSample
+from distill.recipe.filters import EducationalSample, EmbeddingDuplicates
 from distill.recipe.generate import CodeJob, InstructionJob, PreferenceJob
 from distill.recipe.prompts import FilePrompts, MagpiePrompts, OssInstructPrompts, TaskPrompts
 from distill.recipe.schema import Recipe
@@ -52,6 +52,8 @@ def files_of(job: AnyJob) -> dict[str, Path]:
         files["file" if isinstance(section, FilePrompts) else section.source] = Path(section.path)
     if job.filters.decontaminate is not None:
         files |= {f"benchmark:{name}": Path(name) for name in job.filters.decontaminate.files}
+    if (same := same_meaning(job)) is not None:
+        files["embedding of duplicates"] = Path(same.model)
     for sample in samples_of(job):
         if sample.model is not None:
             files["embedding"] = Path(sample.model)
@@ -63,3 +65,8 @@ def samples_of(job: AnyJob) -> list[EducationalSample]:
     wanted = [job.educational if isinstance(job, CodeJob) else None]
     wanted.append(job.prompts.educational if isinstance(job.prompts, OssInstructPrompts) else None)
     return [sample for sample in wanted if isinstance(sample, EducationalSample)]
+
+
+def same_meaning(job: AnyJob) -> EmbeddingDuplicates | None:
+    """The search for rows that repeat another in other words, where a job asks for it."""
+    return None if job.filters.duplicates is None else job.filters.duplicates.embedding

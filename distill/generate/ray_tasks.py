@@ -8,7 +8,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
 from distill.recipe.generate import RayExecutor
@@ -16,6 +17,7 @@ from distill.recipe.generate import RayExecutor
 if TYPE_CHECKING:
     from distill.generate.orders import End, Order
 
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 _TICK_SECONDS = 5.0
 _TRIES_AFTER_A_DEATH = 3  # of a worker or its machine; the next one goes on where it was
 _OBJECTS_BYTES = 100 << 20  # orders and ends are small, and Ray would reserve a third of the memory
@@ -94,9 +96,9 @@ def _connected(executor: RayExecutor, num_orders: int) -> Iterator[int]:
         ray.shutdown()
 
 
-def _restore(handler: object) -> None:
+def _restore(handler: _Handler) -> None:
     """Ray takes SIGTERM for itself, and then nothing unwinds."""
-    if callable(handler):
+    if handler is not None:  # None: set from outside Python
         signal.signal(signal.SIGTERM, handler)
 
 

@@ -32,7 +32,8 @@ def make_spread(recipe: Recipe, run: Run, tasks: Sequence[Task], console: Consol
     partial: list[str] = []
     unfinished: list[str] = []
     for task in tasks:
-        executor, job = task.job.ray, task.job
+        job = task.job
+        executor = job.executor
         assert executor is not None
         only = recipe.model_copy(update={"generate": (job,)})
         shards = all_shards(executor.shards)
@@ -56,7 +57,7 @@ def make_spread(recipe: Recipe, run: Run, tasks: Sequence[Task], console: Consol
 def _work_off(recipe: Recipe, run: Run, todo: Sequence[Shard], console: Console, *, base_url: BaseUrl) -> None:
     """Have these shards of the recipe's one job made. Raises the first error that stopped one, when all have ended."""
     job = recipe.generate[0]
-    assert job.ray is not None
+    assert job.executor is not None
     token = uuid.uuid4().hex
     (run.whole / "shards").mkdir(parents=True, exist_ok=True)
     write_atomically(run.whole / "shards" / TOKEN, token)
@@ -70,7 +71,7 @@ def _work_off(recipe: Recipe, run: Run, todo: Sequence[Shard], console: Console,
         def tell(line: str) -> None:
             console.print(f"generate {job.name}: {line}", highlight=False, markup=False)
 
-        for end in ray_tasks.carry_out_all(job.ray, orders, tell=tell, tick=tick):
+        for end in ray_tasks.carry_out_all(job.executor, orders, tell=tell, tick=tick):
             console.print(end.printed, end="", highlight=False, markup=False)
             if end.problem is not None and not end.partial:
                 stopped.append(end)

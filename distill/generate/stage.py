@@ -81,10 +81,10 @@ def run(
 
 def _by_place(todo: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """Those to make in this process, and those of a cluster, which must be within reach before anything is paid."""
-    spread = [task for task in todo if task.job.ray is not None]
+    spread = [task for task in todo if task.job.executor is not None]
     if spread:
         require_ray()
-    return [task for task in todo if task.job.ray is None], spread
+    return [task for task in todo if task.job.executor is None], spread
 
 
 def require_tokens(recipe: Recipe) -> None:

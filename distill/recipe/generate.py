@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.recipe.base import Section
 from distill.recipe.filters import EducationalSample, Filters
@@ -97,14 +97,15 @@ class JobCommon(Section):
     teachers: Answering | None = Field(default=None, description="who answers; null: teacher")
     filters: Filters = Filters()
     push: PushToHub | None = Field(default=None, description="publish the finished dataset; null: it stays here")
-    executor: Literal["ray"] | RayExecutor | None = Field(
-        default=None, description="who makes the rows: shards of the job on a Ray cluster; null: this process"
+    executor: RayExecutor | None = Field(
+        default=None, description="where shards of the job run (ray: with its defaults); null: no shards, this process"
     )
 
-    @property
-    def ray(self) -> RayExecutor | None:
-        """The cluster that the job runs on; None: it runs in this process."""
-        return RayExecutor(kind="ray") if self.executor == "ray" else self.executor
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _spelled_out(cls, value: object) -> object:
+        """`executor: ray` is short for the section with its defaults."""
+        return {"kind": "ray"} if value == "ray" else value
 
 
 class AnswersJob(JobCommon):

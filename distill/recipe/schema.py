@@ -125,7 +125,7 @@ class Recipe(Section):
         """Jobs that cannot run as shards on a cluster."""
         known = self.teachers_by_label()
         for index, job in enumerate(self.generate):
-            if job.ray is None:
+            if job.executor is None:
                 continue
             place = ("generate", index, "executor")
             indivisible = why_no_shards(job)
@@ -136,7 +136,7 @@ class Recipe(Section):
             embedded = [teacher for teacher in asked if isinstance(teacher, EmbeddedTeacher)]
             if any(teacher.backend == "transformers" for teacher in embedded):
                 yield place, "each shard would load the teacher's weights: set its backend to server", ()
-            elif embedded and job.ray.address is not None:
+            elif embedded and job.executor.address is not None:
                 problem = "an embedded teacher listens on this machine alone: give a teacher with a URL, or no address"
                 yield place, problem, ()
 

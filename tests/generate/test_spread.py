@@ -194,7 +194,7 @@ def test_where_a_job_runs_is_not_what_it_makes(project: Project) -> None:
     recipes = [project.recipe("http://127.0.0.1:9/v1", job(project, **more)) for more in ({}, {"executor": "ray"})]
     first, second = (job_inputs(recipe, recipe.generate[0]) for recipe in recipes)
     assert first == second
-    assert recipes[1].generate[0].ray == RayExecutor(kind="ray") and recipes[0].generate[0].ray is None
+    assert recipes[1].generate[0].executor == RayExecutor(kind="ray") and recipes[0].generate[0].executor is None
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_an_embedded_teacher_serves_shards_on_this_machine(tmp_path: Path) -> No
     path = tmp_path / "good.yaml"
     entry = "{name: a, kind: code, prompts: {source: tasks, kinds: [code], count: 1}, executor: ray}"
     path.write_text(f"name: x\ngenerate:\n- {entry}\n")
-    assert load_recipe(path).generate[0].ray == RayExecutor(kind="ray", shards=4)
+    assert load_recipe(path).generate[0].executor == RayExecutor(kind="ray", shards=4)
 
 
 def test_progress_is_the_sum_of_the_shards(tmp_path: Path) -> None:
