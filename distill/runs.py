@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distill.errors import DistillError, system_trouble
 from distill.recipe.schema import Recipe
@@ -184,16 +184,17 @@ class Run:
         return Path(name)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run: a second process on the same folder is refused and told who holds it."""
+    def lock(self, *, patience_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the run: a second process on the same folder is refused, after so long, and told who holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_seconds
         with open(self.path / ".lock", "a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                raise DistillError(f"{self.path} is in use by {holder}", remedy="wait for it or stop it") from None
+            while not _locked(handle):
+                if time.monotonic() >= deadline:
+                    handle.seek(0)
+                    holder = handle.read().strip() or "another process"
+                    raise DistillError(f"{self.path} is in use by {holder}", remedy="wait for it or stop it")
+                time.sleep(0.1)
             handle.seek(0)
             handle.truncate()
             handle.write(f"process {os.getpid()}")
@@ -207,6 +208,14 @@ class Run:
                 if trouble is None:
                     raise
                 raise trouble from error
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def canonical_json(value: Any) -> str:

@@ -27,7 +27,7 @@ _REASONS = {
     "boilerplate": ("boilerplate",),
     "personal_data": ("personal_data",),
     "decontaminate": ("contaminated_13gram", "contaminated_8gram", "contaminated_ast"),
-    "duplicates": ("exact_duplicate", "near_duplicate"),
+    "duplicates": ("exact_duplicate", "near_duplicate", "same_meaning"),
 }
 _EDUCATIONAL = ("not_educational", "educational_unclear", "seed_not_educational")
 
@@ -62,7 +62,7 @@ def write_card(
         "## Job",
         "",
         "```json",
-        json.dumps(job.model_dump(mode="json"), indent=1, ensure_ascii=False),
+        json.dumps(job.model_dump(mode="json", exclude={"executor"}), indent=1, ensure_ascii=False),
         "```",
         "",
         "## Examples",

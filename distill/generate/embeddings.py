@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.model.load import load_model, load_tokenizer
+from distill.model.load import check_weights, load_model, load_tokenizer
 
 _BATCH = 16
+
+
+def require_model(path: str) -> None:
+    """Raise CheckpointError where there is no model at `path`: better before the teacher is paid than after."""
+    if Path(path).is_dir():
+        check_weights(Path(path))
+    load_tokenizer(path)
 
 
 class Embedder:
@@ -26,6 +34,11 @@ class Embedder:
     def load(cls, path: str, *, max_tokens: int) -> Embedder:
         """The checkpoint at `path`, on the GPU where there is one. Raises CheckpointError."""
         return cls(load_model(path, device="auto"), load_tokenizer(path), max_tokens=max_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -70,10 +70,14 @@ class Funnel:
     def add_sifted(self, sifted: Sifted) -> None:
         """Count the labels' cost and the rows that went."""
         self.add_answers(sifted.answers)
-        self.rows -= sifted.removed
         self.dropped.update(rejected.reason for rejected in sifted.rejected)
-        if sifted.removed:
-            self.dropped[NOT_EDUCATIONAL] += sifted.removed
+        self.remove(NOT_EDUCATIONAL, sifted.removed)
+
+    def remove(self, reason: str, count: int) -> None:
+        """Count rows that went after all of them were there."""
+        if count:
+            self.rows -= count
+            self.dropped[reason] += count
 
     def add_labelled(self, outcomes: Iterable[Outcome], labels: Iterable[Answer]) -> None:
         """Count a preview's labels and the rows that went with them; the prompts themselves are counted."""

@@ -17,7 +17,7 @@ from distill.generate.card import write_card
 from distill.generate.filters import Seen
 from distill.generate.forest import require_sklearn
 from distill.generate.funnel import Funnel
-from distill.generate.inputs import samples_of
+from distill.generate.inputs import same_meaning, samples_of
 from distill.generate.outcome import Outcome, Rejected, Row, Workbench
 from distill.generate.output import (
     CANDIDATES,
@@ -30,7 +30,7 @@ from distill.generate.output import (
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
 from distill.generate.row_filters import RowFilters
-from distill.generate.second_pass import label_rows, sift_rows, write_distributions
+from distill.generate.second_pass import SAME_MEANING, drop_repeats, label_rows, sift_rows, write_distributions
 from distill.generate.shards import Shard
 from distill.generate.sources import open_source
 from distill.generate.tracking import sample_table, tracked
@@ -107,17 +107,34 @@ async def _write_files(
 ) -> None:
     if samples_of(job):
         require_sklearn()
+    same = same_meaning(job) if shard is None else None  # of all rows: those of a shard wait for the merge
+    if same is not None:
+        from distill.generate.embeddings import require_model  # brings torch
+
+        require_model(same.model)
+    sample = job.educational if isinstance(job, CodeJob) else False
+    sifting = isinstance(sample, EducationalSample)
     with RowWriter(folder / REJECTED, REJECTED_SCHEMA) as dropped:
-        if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
-            await _write_rows(job, panel, folder / CANDIDATES, dropped, console, finished, shard)
+        path = folder / (CANDIDATES if same is not None or sifting else DATA)
+        await _write_rows(job, panel, path, dropped, console, finished, shard)
+        if same is not None and job.filters.duplicates is not None:
+            removed, finished.examples = drop_repeats(
+                same,
+                folder,
+                dropped,
+                on=job.filters.duplicates.on,
+                schema=SCHEMAS[job.kind],
+                target=CANDIDATES if sifting else DATA,
+                examples=_SAMPLES,
+            )
+            finished.funnel.remove(SAME_MEANING, removed)
+        if isinstance(sample, EducationalSample):
             sifted, finished.examples = await sift_rows(
-                job.educational, panel.main, folder, dropped, method=f"{_method(job)}:labels", examples=_SAMPLES
+                sample, panel.main, folder, dropped, method=f"{_method(job)}:labels", examples=_SAMPLES
             )
             finished.set_aside += sifted.rejected
             finished.sifted = sifted.metrics()
             finished.funnel.add_sifted(sifted)
-        else:
-            await _write_rows(job, panel, folder / DATA, dropped, console, finished, shard)
         for rejected in finished.set_aside:
             dropped.add(rejected_row(rejected))
     if not isinstance(job, PreferenceJob) and job.logprobs:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 
 from distill.errors import DistillError
+from distill.generate.inputs import job_inputs
 from distill.generate.shards import Shard, all_shards
-from distill.generate.stage import Task, conclude, job_inputs, make_all, require_tokens
+from distill.generate.stage import Task, conclude, make_all, require_tokens
 from distill.recipe.schema import Recipe
 from distill.runs import Run
 from distill.teacher.ledger import Ledger
@@ -21,8 +22,13 @@ def merge(recipe: Recipe, run: Run, count: int, *, console: Console) -> None:
     """The datasets that an unsharded run would have made. Raises where a shard is missing, unfinished or of another
     recipe; asks no teacher."""
     require_tokens(recipe)
+    conclude(recipe, run, join(recipe, run, count, console=console), console, publish=True)
+
+
+def join(recipe: Recipe, run: Run, count: int, *, console: Console) -> list[str]:
+    """The datasets of the recipe's jobs from their shards; what they fell short of, in words."""
     shards = all_shards(count)
-    problems = [problem for shard in shards for problem in _problems(recipe, shard)]
+    problems = [problem for found in problems_of(recipe, shards).values() for problem in found]
     if problems:
         more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise DistillError(
@@ -39,18 +45,23 @@ def merge(recipe: Recipe, run: Run, count: int, *, console: Console) -> None:
             "the shards' ledgers have no answer",
             f"run `distill generate RECIPE --shard i/{count}` again: it asks what is missing; then merge",
         )
-        partial = make_all(recipe, todo, ledger, console, base_url=lambda: None, senders=Senders(nobody=nobody))
-    conclude(recipe, run, partial, console, publish=True)
+        return make_all(recipe, todo, ledger, console, base_url=lambda: None, senders=Senders(nobody=nobody))
 
 
-def _problems(recipe: Recipe, shard: Shard) -> Iterator[str]:
-    """What a shard lacks."""
+def problems_of(recipe: Recipe, shards: Sequence[Shard]) -> dict[Shard, list[str]]:
+    """What each shard lacks."""
+    inputs = {job.name: job_inputs(recipe, job) for job in recipe.generate}  # once: large files take a while
+    return {shard: list(_problems(recipe, shard, inputs)) for shard in shards}
+
+
+def _problems(recipe: Recipe, shard: Shard, inputs: Mapping[str, dict[str, str]]) -> Iterator[str]:
     run = Run(recipe, shard=shard.folder)
     if not run.ledger_path.is_file():
         yield f"shard {shard} is not there ({run.path})"
         return
     for job in recipe.generate:
-        task = Task(job, run.stage("generate", job.name), job_inputs(recipe, job, shard), shard)
+        folder = run.stage("generate", job.name)
+        task = Task(job, folder, {**inputs[job.name], "shard": str(shard)}, shard)
         if task.is_done():
             continue
         manifest = task.folder.manifest()

@@ -11,7 +11,7 @@ from typing import Any
 from distill.errors import DataError
 from distill.generate.outcome import Outcome, Rejected, Row
 from distill.generate.prompts import Prompt, read_rows
-from distill.recipe.filters import Decontaminate, Duplicates, Filters, Profile
+from distill.recipe.filters import Compared, Decontaminate, Duplicates, Filters, Profile
 from distill.text.code import extract_code
 from distill.text.language import language_of
 from distill.text.minhash import MinHash, NearDuplicates
@@ -98,8 +98,7 @@ class _Repeats:
         self._near = NearDuplicates(section.threshold, section.permutations)
 
     def finding(self, row: Row, question: str, answers: list[str]) -> Finding | None:
-        parts = {"row": [question, *answers], "prompt": [question], "answer": answers}[self.section.on]
-        text, name = normalize("\n".join(parts)), str(row["request_hash"])[:16]
+        text, name = normalize(compared(self.section.on, question, answers)), name_of(row)
         earlier = self._exact.setdefault(text, name)
         if earlier != name:
             return "exact_duplicate", f"of {earlier}"
@@ -111,6 +110,16 @@ class _Repeats:
             return "near_duplicate", f"of {found}"
         self._near.add(signature, name)
         return None
+
+
+def compared(on: Compared, question: str, answers: list[str]) -> str:
+    """The text of a row that duplicates have in common."""
+    return "\n".join({"row": [question, *answers], "prompt": [question], "answer": answers}[on])
+
+
+def name_of(row: Row) -> str:
+    """How a row is named where another one repeats it: the first 16 digits of its request's hash."""
+    return str(row["request_hash"])[:16]
 
 
 def read_benchmarks(section: Decontaminate, profile: Profile) -> Benchmark:

@@ -1,4 +1,4 @@
-"""What is made of a job's rows when all are there: the sift by educational value, the teacher's distributions."""
+"""What is made of a job's rows when all are there: repeats in other words, educational value, distributions."""
 
 from __future__ import annotations
 
@@ -7,20 +7,61 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.generate.educational import ANSWER, NOT_EDUCATIONAL, Sifted, question, read_opinion, sift
 from distill.generate.invented import try_to_ask
 from distill.generate.outcome import Outcome, Rejected, Row
 from distill.generate.output import CANDIDATES, DATA, RowWriter, read_batches, rejected_row
-from distill.generate.row_filters import answers_of, prompt_of
-from distill.recipe.filters import EducationalSample
+from distill.generate.row_filters import answers_of, compared, name_of, prompt_of, question_of
+from distill.recipe.filters import Compared, EducationalSample, EmbeddingDuplicates
 from distill.records import CODE, user_message
 from distill.teacher.client import TeacherClient
 from distill.teacher.distributions import SIDECAR, Written, write_sidecar
 from distill.teacher.ledger import Ledger
 from distill.teacher.requests import Answer, ChatRequest
 from distill.text.code import extract_code
+
+SAME_MEANING = "same_meaning"
+
+
+def drop_repeats(
+    section: EmbeddingDuplicates,
+    folder: Path,
+    dropped: RowWriter,
+    *,
+    on: Compared,
+    schema: pa.Schema,
+    target: str,
+    examples: int,
+) -> tuple[int, list[Row]]:
+    """From the candidates to `target` (themselves, or the dataset), in order: a row goes where a kept one says the
+    same, and is set aside whole. How many went, and the first rows that stay."""
+    from distill.generate.embeddings import Embedder  # brings torch
+    from distill.text.nearest import Distinct
+
+    embedder = Embedder.load(section.model, max_tokens=section.max_tokens)
+    distinct = Distinct(section.threshold, device=embedder.device)
+    names: list[str] = []
+    first: list[Row] = []
+    removed = 0
+    with RowWriter(folder / target, schema) as rows:
+        for batch in read_batches(folder / CANDIDATES):
+            vectors = embedder.embed([compared(on, question_of(row), answers_of(row)) for row in batch])
+            for row, repeat in zip(batch, distinct.add(vectors), strict=True):
+                if repeat is not None:
+                    detail = f"of {names[repeat[0]]}, cosine {repeat[1]:.3f}"
+                    dropped.add(rejected_row(Rejected(prompt_of(row), SAME_MEANING, detail, row=row)))
+                    removed += 1
+                    continue
+                names.append(name_of(row))
+                rows.add(row)
+                if len(first) < examples:
+                    first.append(row)
+    if target != CANDIDATES:
+        (folder / CANDIDATES).unlink()
+    return removed, first
 
 
 async def sift_rows(

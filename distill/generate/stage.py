@@ -6,21 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from distill import tasks
 from distill.errors import DistillError, PartialError
 from distill.generate.hub import PUSHED, push, require_token
-from distill.generate.inputs import files_of, samples_of
-from distill.generate.shards import Shard
-from distill.recipe.generate import CodeJob, FilePrompts, InstructionJob, PreferenceJob, TaskPrompts
+from distill.generate.inputs import AnyJob, job_inputs
+from distill.generate.ray_tasks import require_ray
+from distill.generate.shards import Shard, require_separable
+from distill.recipe.generate import FilePrompts
 from distill.recipe.schema import Recipe
-from distill.runs import Run, StageFolder, digest_of, file_digest, path_digest
+from distill.runs import Run, StageFolder, digest_of
 from distill.teacher.ledger import Ledger
-from distill.teacher.requests import teacher_identity
 from distill.teacher.sender import Senders
 from distill.track import METRICS, Tracker
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from distill.generate.job import Finished
     from distill.teacher.panel import Panel
 
-AnyJob = InstructionJob | PreferenceJob | CodeJob
 BaseUrl = Callable[[], str | None]
 _LOGS = (METRICS, PUSHED)
 
@@ -41,9 +38,11 @@ def run(
     console: Console,
     rows: int | None = None,
     shard: Shard | None = None,
+    part: Recipe | None = None,
 ) -> None:
     """Make every dataset that is not there yet. `rows`: only a preview of so many prompts a job, nothing is finished.
-    `shard`: only this part of each, in a run folder of its own; `merge.py` joins the parts.
+    `shard`: only this part of each, in a run folder of its own; `merge.py` joins the parts. `part`: the recipe with the
+    shard's share of rates and budgets, where that is not an equal one.
 
     `base_url()` says where the teacher is (it starts an embedded one), or None: then the recipe or the environment
     does. Raises PartialError at the end where requests failed; what was answered is written and kept.
@@ -56,7 +55,7 @@ def run(
                 asyncio.run(_preview(recipe, job, ledger, base_url(), console, rows, senders))
         return
     if shard is not None:
-        _require_separable(recipe)
+        require_separable(recipe)
     else:
         require_tokens(recipe)
     todo: list[Task] = []
@@ -66,19 +65,26 @@ def run(
             console.print(f"generate {task.name}: done before", highlight=False)
         else:
             todo.append(task)
+    here, spread = (todo, []) if shard is not None else _by_place(todo)
     partial: list[str] = []
-    if todo:
-        partial = _make_parts(recipe, run, todo, console, base_url=base_url, shard=shard)
+    if here:
+        elder = run.whole / run.ledger_path.name if shard is not None else None
+        part = part or (recipe if shard is None else shard.part_of(recipe))
+        with Ledger(run.ledger_path, elder=elder) as ledger, Senders(kv_gib=recipe.serve.kv_gib) as senders:
+            partial += make_all(part, here, ledger, console, base_url=base_url, senders=senders)
+    if spread:
+        from distill.generate.spread import make_spread  # it orders from workers what this module makes
+
+        partial += make_spread(recipe, run, spread, console, base_url=base_url)
     conclude(recipe, run, partial, console, publish=shard is None)
 
 
-def _make_parts(
-    recipe: Recipe, run: Run, todo: Sequence[Task], console: Console, *, base_url: BaseUrl, shard: Shard | None
-) -> list[str]:
-    elder = run.whole / run.ledger_path.name if shard is not None else None
-    part = recipe if shard is None else shard.part_of(recipe)
-    with Ledger(run.ledger_path, elder=elder) as ledger, Senders(kv_gib=recipe.serve.kv_gib) as senders:
-        return make_all(part, todo, ledger, console, base_url=base_url, senders=senders)
+def _by_place(todo: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """Those to make in this process, and those of a cluster, which must be within reach before anything is paid."""
+    spread = [task for task in todo if task.job.executor is not None]
+    if spread:
+        require_ray()
+    return [task for task in todo if task.job.executor is None], spread
 
 
 def require_tokens(recipe: Recipe) -> None:
@@ -164,47 +170,6 @@ def _tracker(recipe: Recipe, task: Task) -> Tracker:
             "digests": task.inputs,
         },
     )
-
-
-def _require_separable(recipe: Recipe) -> None:
-    """Prompts that the teacher writes look at those before them: they have no parts."""
-    for job in recipe.generate:
-        if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
-            raise DistillError(
-                f"generate {job.name}: prompts of source {job.prompts.source} have no parts: each looks back",
-                remedy="have them written in one run, then shard a job over that file",
-            )
-        if samples_of(job):
-            raise DistillError(
-                f"generate {job.name}: a forest that learns from a sample of all rows has no parts",
-                remedy="take educational.sample out, or ask about each row with educational: true",
-            )
-
-
-def job_inputs(recipe: Recipe, job: AnyJob, shard: Shard | None = None) -> dict[str, str]:
-    """Everything that decides a job's dataset, or its shard's."""
-    inputs = {
-        **({} if shard is None else {"shard": str(shard)}),
-        "job": digest_of(job.model_dump(mode="json", exclude={"push"})),
-        "teacher": digest_of(teacher_identity(recipe.teacher)),
-        **_answering_inputs(recipe, job),
-        **{name: path_digest(path) for name, path in files_of(job).items()},
-    }
-    if isinstance(job.prompts, TaskPrompts):
-        inputs["tasks"] = _digest_of_sources(Path(next(iter(tasks.__path__))))
-    return inputs
-
-
-def _answering_inputs(recipe: Recipe, job: AnyJob) -> dict[str, str]:
-    if job.teachers is None:
-        return {}
-    known = recipe.teachers_by_label()
-    return {"teachers": digest_of([teacher_identity(known[name]) for name in job.teachers.names])}
-
-
-def _digest_of_sources(package: Path) -> str:
-    """The task families are code: other code, other prompts."""
-    return digest_of({str(path.relative_to(package)): file_digest(path) for path in sorted(package.rglob("*.py"))})
 
 
 async def _make(

@@ -9,16 +9,28 @@ from pydantic import Field
 from distill.recipe.base import Section
 
 Profile = Literal["unicode", "english"]
+Compared = Literal["row", "prompt", "answer"]
+
+
+class EmbeddingDuplicates(Section):
+    """Rows that say what a kept one says, in other words: by the cosine of their mean hidden states."""
+
+    model: str = Field(description="folder or hub id of a local model that reads the texts")
+    threshold: float = Field(default=0.95, gt=0, le=1, description="cosine from which a row repeats another")
+    max_tokens: int = Field(default=512, ge=1, description="of a text that the model reads")
 
 
 class Duplicates(Section):
-    """Rows that came before, exactly or nearly (MinHash with LSH)."""
+    """Rows that came before, exactly or nearly (MinHash with LSH), or in other words (embeddings)."""
 
-    on: Literal["row", "prompt", "answer"] = Field(default="row", description="the text that is compared")
+    on: Compared = Field(default="row", description="the text that is compared")
     near: bool = True
     threshold: float = Field(default=0.7, gt=0, le=1, description="Jaccard similarity of n-grams, estimated")
     ngram: int = Field(default=5, ge=1, description="units in an n-gram: words, or characters of Hangul, Kana, Han")
     permutations: int = Field(default=256, ge=16, le=4096)
+    embedding: EmbeddingDuplicates | None = Field(
+        default=None, description="also those alike in meaning, when all rows are there; null: not"
+    )
 
 
 class Length(Section):

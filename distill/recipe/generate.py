@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.recipe.base import Section
 from distill.recipe.filters import EducationalSample, Filters
@@ -33,11 +33,13 @@ __all__ = [
     "Principles",
     "Prompts",
     "PushToHub",
+    "RayExecutor",
     "Sampling",
     "SelfInstructPrompts",
     "TaskKind",
     "TaskPrompts",
     "Unusable",
+    "why_no_shards",
 ]
 
 
@@ -73,6 +75,18 @@ class Answering(Section):
     )
 
 
+class RayExecutor(Section):
+    """Where a job's shards run: as tasks on a Ray cluster. Needs the extra `ray`."""
+
+    kind: Literal["ray"]
+    shards: int = Field(default=4, ge=1, le=1024, description="declared rates and budgets are divided over them")
+    address: str | None = Field(
+        default=None,
+        description="of a cluster, as ray.init takes it; null: one on this machine for as long as it takes",
+    )
+    cpus: float = Field(default=1.0, gt=0, description="of the cluster, that a shard reserves")
+
+
 class JobCommon(Section):
     """What every generation job has."""
 
@@ -84,6 +98,15 @@ class JobCommon(Section):
     teachers: Answering | None = Field(default=None, description="who answers; null: teacher")
     filters: Filters = Filters()
     push: PushToHub | None = Field(default=None, description="publish the finished dataset; null: it stays here")
+    executor: RayExecutor | None = Field(
+        default=None, description="where shards of the job run (ray: with its defaults); null: no shards, this process"
+    )
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _spelled_out(cls, value: object) -> object:
+        """`executor: ray` is short for the section with its defaults."""
+        return {"kind": "ray"} if value == "ray" else value
 
 
 class AnswersJob(JobCommon):
@@ -193,3 +216,12 @@ class CodeJob(AnswersJob):
 
 
 Job = Annotated[InstructionJob | PreferenceJob | CodeJob, Field(discriminator="kind")]
+
+
+def why_no_shards(job: InstructionJob | PreferenceJob | CodeJob) -> str | None:
+    """What makes a job indivisible; None: it can be sharded."""
+    if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
+        return f"prompts of source {job.prompts.source} have no parts: each looks back"
+    if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
+        return "a forest that learns from a sample of all rows has no parts"
+    return None

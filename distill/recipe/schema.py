@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from distill.recipe.base import Section
-from distill.recipe.generate import Isolation, Job, TaskKind
+from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
 from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
 from distill.recipe.train import Entry, KdEntry, LmEntry
@@ -130,6 +130,25 @@ class Recipe(Section):
         if unsound is not None:
             yield ("train", index, unsound[0]), unsound[1], ()
 
+    def _executor_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Jobs that cannot run as shards on a cluster."""
+        known = self.teachers_by_label()
+        for index, job in enumerate(self.generate):
+            if job.executor is None:
+                continue
+            place = ("generate", index, "executor")
+            indivisible = why_no_shards(job)
+            if indivisible is not None:
+                yield place, f"{indivisible}; leave 'executor' out", ()
+            named = job.teachers.names if job.teachers is not None else ()
+            asked = [self.teacher, *(known[name] for name in named if name in known)]
+            embedded = [teacher for teacher in asked if isinstance(teacher, EmbeddedTeacher)]
+            if any(teacher.backend == "transformers" for teacher in embedded):
+                yield place, "each shard would load the teacher's weights: set its backend to server", ()
+            elif embedded and job.executor.address is not None:
+                problem = "an embedded teacher listens on this machine alone: give a teacher with a URL, or no address"
+                yield place, problem, ()
+
     def cross_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between sections: (location, problem, valid names)."""
         jobs = tuple(job.name for job in self.generate)
@@ -145,6 +164,7 @@ class Recipe(Section):
                     yield location, f"'{entry.name}' is reserved", ()
                 seen[key] = location
         yield from self._teacher_problems()
+        yield from self._executor_problems()
         if self.train and self.student is None:
             yield ("train",), "needs a 'student' section that says which model to train", ()
         if self.student is not None and (self.student.model is None) == (self.student.scratch is None):
