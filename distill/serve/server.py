@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from distill.engine.parallel import Team
 from distill.engine.runner import Engine, EngineConfig
+from distill.engine.speculative.speculation import Draft
 from distill.errors import DistillError
 from distill.model.load import DeviceName, DtypeName, load_model, load_tokenizer
 from distill.recipe.schema import Serve
@@ -56,7 +57,8 @@ def serve_model(
         tokenizer = load_tokenizer(path)
         model = load_model(path, dtype=dtype, device=device, num_shards=num_shards, packed=True)
         team = Team() if num_shards > 1 else None
-        engine = Engine(model, tokenizer, engine_config(settings), team=team)
+        draft = load_draft(settings, dtype=dtype, device=device)
+        engine = Engine(model, tokenizer, engine_config(settings), team=team, draft=draft)
         limits = Limits(max_queue=settings.max_queue)
         app = create_app(engine, model_name=model_name or str(path), api_key=api_key, limits=limits)
         # the engine's thread asks for the interpreter hundreds of times a step; at the default of 5 ms every request
@@ -109,6 +111,14 @@ def engine_config(settings: Serve) -> EngineConfig:
         prefill_tokens=settings.prefill_tokens,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
     )
+
+
+def load_draft(settings: Serve, *, dtype: DtypeName, device: DeviceName) -> Draft | None:
+    """The draft model that the serve section names, if it does."""
+    if settings.draft is None:
+        return None
+    model = load_model(settings.draft, dtype=dtype, device=device)
+    return Draft(model, load_tokenizer(settings.draft), settings.draft_tokens)
 
 
 def _bind(host: str, port: int) -> socket.socket:
