@@ -13,6 +13,7 @@ import torch
 from distill.engine.constrained import grammar as grammars
 from distill.engine.constrained.grammar import Constraint, Grammars, schema_constraint
 from distill.engine.runner import Engine, EngineConfig
+from distill.engine.speculative.speculation import Draft
 from distill.engine.types import SamplingParams
 from distill.errors import EngineError
 from tests.engine.models import byte_tokenizer, chat_model
@@ -283,3 +284,17 @@ def test_a_mask_is_what_matching_says(engine: Engine) -> None:
     progress.follow(ids)
     assert progress.allowed[list(engine.eos_ids)].all()
     assert torch.from_numpy(progress.allowed).sum() == len(engine.eos_ids) + sum(t in ("n", " ", "n ") for t in texts)
+
+
+def test_a_draft_makes_no_guesses_where_a_grammar_holds() -> None:
+    tokenizer = byte_tokenizer()
+    model = chat_model(tokenizer)
+    plain = _engine()
+    drafted = Engine(model, tokenizer, plain.config, draft=Draft(model, tokenizer, 4))
+    prompts, pattern = [PROMPT, PROMPT], Constraint("regex", "[a-c]{3}-[0-9]{4}")
+    texts = []
+    for engine in (plain, drafted):
+        held = SamplingParams(max_tokens=40, grammar=engine.grammar(pattern))
+        texts.append([c.text for c in engine.generate(prompts, [held, SamplingParams(max_tokens=40)])])
+    assert texts[0] == texts[1] and re.fullmatch("[a-c]{3}-[0-9]{4}", texts[1][0])
+    assert drafted.stats.accepted_tokens > 0, "the other request had guesses"
