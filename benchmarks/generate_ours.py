@@ -48,7 +48,7 @@ class Within:
         """Nothing is open."""
 
 
-def within(teacher: object, url: str, key: str) -> Transport:
+def within(teacher: object, url: str, credential: object) -> Transport:
     """In the place of `endpoint.open_transport`."""
     return Within()
 

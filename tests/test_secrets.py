@@ -8,6 +8,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import pytest
+
 from tests.teacher.mock import Body, MockTeacher, Reply, completion, error
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,36 @@ track: {{wandb: offline}}
         assert not any(secret in found for secret in secrets), f"a key is in {path}"
     assert not any(secret in said.encode() for secret in secrets)
     assert b"breaks our policy" in (run / "ledger.sqlite").read_bytes(), "the refusal is recorded, without the key"
+
+
+@pytest.mark.parametrize("auth", ["key", "entra"])
+def test_no_file_of_a_run_on_azure_holds_its_key_or_token(auth: str, tmp_path: Path) -> None:
+    """The provider repeats what it was sent; transport, ledger, log, manifest, card and W&B's files are searched."""
+    sent = {"key": ("api-key", CANARY), "entra": ("authorization", f"Bearer {CANARY}")}[auth]
+    recipe = tmp_path / "canary.yaml"
+    with MockTeacher(answer, key=CANARY) as mock:
+        root = mock.base_url.removesuffix("/v1")
+        recipe.write_text(
+            f"""name: canary
+output_dir: {tmp_path}/runs
+teacher: {{kind: azure, model: mock, base_url: '{root}', api_version: 2024-10-21, auth: {auth}}}
+generate:
+- {{name: rows, kind: instruction, prompts: {{source: tasks, count: 16}}}}
+track: {{wandb: offline}}
+"""
+        )
+        environment = os.environ | OTHER_CANARIES | {"AZURE_OPENAI_API_KEY": CANARY, "HOME": str(tmp_path)}
+        environment |= {"AZURE_OPENAI_AD_TOKEN": CANARY}
+        command = [sys.executable, "-m", "distill", "generate", str(recipe)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+        assert done.returncode == 3, done.stderr  # one request is refused
+    assert [headers[sent[0]] for headers in mock.headers] == [sent[1]] * 16
+    assert set(mock.targets) == {"/openai/deployments/mock/chat/completions?api-version=2024-10-21"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"ledger.sqlite", "manifest.json", "README.md", "metrics.jsonl"} <= {path.name for path in files}
+    for path in files:
+        assert CANARY.encode() not in path.read_bytes(), f"a secret is in {path}"
+    assert CANARY not in done.stdout + done.stderr
 
 
 def test_the_search_would_find_one(tmp_path: Path) -> None:

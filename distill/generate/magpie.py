@@ -12,7 +12,7 @@ from distill.generate.invented import unreadable
 from distill.generate.outcome import Rejected
 from distill.generate.prompts import Prompt, text_prompt
 from distill.recipe.prompts import MagpiePrompts, Sampling
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import EmbeddedTeacher, Teacher
 from distill.teacher.requests import Answer, CompletionRequest, Request
 
 _MARK = "THE-WORDS-OF-A-USER"
@@ -42,7 +42,7 @@ class Magpie:
         self,
         section: MagpiePrompts,
         *,
-        teacher: OpenAITeacher | EmbeddedTeacher,
+        teacher: Teacher,
         system: str | None,
         sampling: Sampling,
         method: str,
@@ -79,7 +79,7 @@ class Magpie:
         self._unlike.add(prompt.question)
 
 
-def head_of(section: MagpiePrompts, teacher: OpenAITeacher | EmbeddedTeacher) -> Head:
+def head_of(section: MagpiePrompts, teacher: Teacher) -> Head:
     """As the recipe says it, by a template's name, or from the chat template beside the teacher's weights."""
     if section.pre_query is not None:
         return Head(section.pre_query, section.stop)

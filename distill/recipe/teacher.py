@@ -61,6 +61,27 @@ class OpenAITeacher(TeacherCommon):
     batch: Batch = Batch()
 
 
+class AzureTeacher(TeacherCommon):
+    """A deployment of Azure OpenAI (Foundry), by key or by Entra ID."""
+
+    kind: Literal["azure"]
+    model: str = Field(description="name of the deployment")
+    base_url: str | None = Field(
+        default=None, pattern=r"^https?://\S+$", description="of the resource; null: AZURE_OPENAI_ENDPOINT"
+    )
+    api_version: str | None = Field(
+        default=None,
+        pattern=r"^(v1|preview|\d{4}-\d\d-\d\d(-preview)?)$",
+        description="null: the undated API at /openai/v1; a date: /openai/deployments/<model>",
+    )
+    auth: Literal["key", "entra"] = Field(default="key", description="entra: a token in place of the key")
+    api_key_env: str = Field(default="AZURE_OPENAI_API_KEY", description="name of the variable that holds the key")
+    token_env: str = Field(
+        default="AZURE_OPENAI_AD_TOKEN", description="variable that holds a token; empty: azure-identity gets tokens"
+    )
+    scope: str = Field(default="https://cognitiveservices.azure.com/.default", description="that tokens are for")
+
+
 class EmbeddedTeacher(TeacherCommon):
     """A local checkpoint: served by the CLI on a free loopback port while a verb needs it, or run in its process."""
 
@@ -80,7 +101,9 @@ def _teacher_kind(value: Any) -> str:
 
 
 Teacher = Annotated[
-    Annotated[OpenAITeacher, Tag("openai")] | Annotated[EmbeddedTeacher, Tag("embedded")],
+    Annotated[OpenAITeacher, Tag("openai")]
+    | Annotated[AzureTeacher, Tag("azure")]
+    | Annotated[EmbeddedTeacher, Tag("embedded")],
     Discriminator(_teacher_kind),
 ]
 

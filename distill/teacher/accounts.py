@@ -6,7 +6,7 @@ import time
 from dataclasses import astuple, dataclass
 
 from distill.errors import TeacherError
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import Teacher
 from distill.teacher.endpoint import Reply
 from distill.teacher.pricing import rates_of
 from distill.teacher.requests import Answer, teacher_label
@@ -33,7 +33,7 @@ class Usage:
 class Accounts:
     """`spent_before`: dollars of earlier sessions. `limited`: the recipe's budget holds."""
 
-    def __init__(self, teacher: OpenAITeacher | EmbeddedTeacher, *, spent_before: float, limited: bool) -> None:
+    def __init__(self, teacher: Teacher, *, spent_before: float, limited: bool) -> None:
         self.label = teacher_label(teacher)
         self.usage = Usage()
         self.rates = rates_of(teacher)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import NoReturn
 
 from distill.errors import TeacherError
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import OpenAITeacher, Teacher
 from distill.teacher.accounts import Accounts
 from distill.teacher.batch_api import BatchApi
 from distill.teacher.batch_queue import BatchQueue
@@ -38,7 +38,7 @@ class TeacherClient:
 
     def __init__(
         self,
-        teacher: OpenAITeacher | EmbeddedTeacher,
+        teacher: Teacher,
         ledger: Ledger,
         *,
         base_url: str | None = None,

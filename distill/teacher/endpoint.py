@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distill.errors import TeacherError
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import AzureTeacher, EmbeddedTeacher, Teacher
+from distill.teacher import azure
+from distill.teacher.credentials import Credential, Key
 from distill.teacher.http import HttpPool
 from distill.teacher.logprobs import pack, read_logprobs
 from distill.teacher.rates import RateNews, parse_rate_news, parse_retry_after
 from distill.teacher.requests import PUBLIC_BASE_URL, Request, public_url, resolve_base_url, teacher_label
 from distill.teacher.transport import HttpReply, Transport, Unreachable, is_plain
 
-_NO_KEY = "no-key"  # the SDK insists on one; servers of one's own ignore it
 _LONGEST_DETAIL = 300
 _UNABLE = {"insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
 
@@ -39,13 +40,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A failed attempt. `fatal`: no request can succeed. `slow_down`: the provider wants fewer requests."""
+    """A failed attempt. `fatal`: no request can succeed. `slow_down`: the provider wants fewer requests. `filtered`: it
+    does not let this prompt pass."""
 
     error: TeacherError
     fatal: bool = False
     unreachable: bool = False
     slow_down: bool = False
     retry_after: float | None = None
+    filtered: bool = False
 
 
 class AttemptFailed(Exception):
@@ -56,48 +59,58 @@ class AttemptFailed(Exception):
         self.attempt = attempt
 
 
-def read_api_key(teacher: OpenAITeacher | EmbeddedTeacher, base_url: str) -> str:
-    """The key from the environment. Servers of one's own may do without; the public API may not."""
+def credential_of(teacher: Teacher, base_url: str) -> Credential:
+    """From the environment. Servers of one's own may do without a key; the public API and Azure may not."""
     if isinstance(teacher, EmbeddedTeacher):
-        return _NO_KEY
+        return Key("")
+    if isinstance(teacher, AzureTeacher):
+        return azure.credential_of(teacher)
     key = os.environ.get(teacher.api_key_env, "").strip()
     if not key and public_url(base_url) == PUBLIC_BASE_URL:
         raise TeacherError(
             f"the environment has no {teacher.api_key_env}",
             remedy=f"set it to your key, or name another variable in teacher.api_key_env ({PUBLIC_BASE_URL} needs one)",
         )
-    return key or _NO_KEY
+    return Key(key)
 
 
-def open_transport(teacher: OpenAITeacher | EmbeddedTeacher, url: str, key: str) -> Transport:
+def open_transport(teacher: Teacher, url: str, credential: Credential) -> Transport:
     """The thin pool, or the official SDK where the recipe asks for it or the URL needs it (a proxy, a query)."""
-    if teacher.transport == "auto" and is_plain(url) and key.isascii() and key.isprintable():
-        return HttpPool(url, key)
+    plain_key = credential.value.isascii() and credential.value.isprintable()
+    if teacher.transport == "auto" and is_plain(url) and plain_key:
+        return HttpPool(url, credential)
     from distill.teacher.sdk import SdkTransport  # a second to import, which the thin pool does not need
 
-    return SdkTransport(url, key, num_connections=teacher.max_concurrency)
+    return SdkTransport(url, credential, num_connections=teacher.max_concurrency)
 
 
 class Endpoint:
     """POST /chat/completions or /completions, once."""
 
-    def __init__(
-        self, teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | None = None, *, api_key: str | None = None
-    ) -> None:
+    def __init__(self, teacher: Teacher, base_url: str | None = None, *, api_key: str | None = None) -> None:
         self.teacher = teacher
         self.url = resolve_base_url(teacher, base_url)
         self.shown_url = public_url(self.url)
-        self._key = api_key or read_api_key(teacher, self.url)
-        self.transport = open_transport(teacher, self.url, self._key)
+        self._credential = Key(api_key) if api_key else credential_of(teacher, self.url)
+        self.transport = open_transport(teacher, self.url, self._credential)
 
     async def close(self) -> None:
         """Close all connections."""
         await self.transport.close()
 
     async def send(self, request: Request) -> Reply:
-        """One attempt. Raises AttemptFailed."""
+        """One attempt. Raises AttemptFailed. A prompt that a content filter stops is a refused answer, as a text would
+        be that it stops."""
         body = json.dumps(request.body(self.teacher.model), ensure_ascii=False).encode("utf-8", "replace")
-        reply = await self.exchange("POST", request.path, body, timeout_seconds=self.teacher.timeout_seconds)
+        path = request.path
+        if isinstance(self.teacher, AzureTeacher):
+            path = azure.path_of(self.teacher, path)
+        try:
+            reply = await self.exchange("POST", path, body, timeout_seconds=self.teacher.timeout_seconds)
+        except AttemptFailed as failed:
+            if not failed.attempt.filtered:
+                raise
+            return Reply("", failed.attempt.error.message, "content_filter", 0, 0, 0)
         try:
             return parse_reply(reply.content, parse_rate_news(reply.headers))
         except ValueError as error:
@@ -115,6 +128,7 @@ class Endpoint:
         """A reply of status 2xx, whatever is in it. Raises AttemptFailed."""
         try:
             async with asyncio.timeout(timeout_seconds):
+                await self._credential.renew()
                 reply = await self.transport.request(method, path, body, content_type)
         except TimeoutError:
             message = f"no answer within {timeout_seconds:g} s from {self.shown_url}"
@@ -122,6 +136,8 @@ class Endpoint:
             raise AttemptFailed(Attempt(TeacherError(message, remedy=remedy, retryable=True))) from None
         except Unreachable as error:
             raise AttemptFailed(self._unreachable(str(error))) from None
+        except TeacherError as error:  # no token
+            raise AttemptFailed(Attempt(error, fatal=True)) from None
         if reply.status >= 300:
             raise AttemptFailed(self._by_status(reply))
         return reply
@@ -132,8 +148,8 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """Provider texts may repeat the key; nothing of ours does."""
-        if self._key != _NO_KEY:
-            text = text.replace(self._key, "***")
+        if self._credential.secret:
+            text = text.replace(self._credential.secret, "***")
         return text if len(text) <= _LONGEST_DETAIL else text[:_LONGEST_DETAIL] + "..."
 
     def _unreachable(self, cause: str) -> Attempt:
@@ -163,6 +179,8 @@ class Endpoint:
             return Attempt(failed(f"{self.shown_url} refuses the key ({status})", self._key_remedy()), fatal=True)
         if status == 404:
             remedy = "check teacher.model, and that teacher.base_url ends as the provider says (often in /v1)"
+            if isinstance(self.teacher, AzureTeacher):
+                remedy = "check teacher.model (the deployment's name), teacher.base_url and teacher.api_version"
             return Attempt(failed(f"{self.shown_url} has no model '{label}' (404)", remedy), fatal=True)
         if status == 402 or code in _UNABLE:
             remedy = "add credit or raise the limit there, then run again: it goes on where it stopped"
@@ -174,12 +192,17 @@ class Endpoint:
             return Attempt(asked, slow_down=True, retry_after=retry_after)
         if status in (408, 409, 425) or status >= 500:
             return Attempt(failed(f"{self.shown_url} failed ({status})", retryable=True))
-        return Attempt(failed(f"{self.shown_url} refuses the request ({status})"))
+        return Attempt(failed(f"{self.shown_url} refuses the request ({status})"), filtered=code == "content_filter")
 
     def _key_remedy(self) -> str:
         if isinstance(self.teacher, EmbeddedTeacher):
             return "another program answers on the teacher's port; run again"
-        state = "is set, but not to a key that is valid there" if self._key != _NO_KEY else "is not set"
+        if isinstance(self.teacher, AzureTeacher) and self.teacher.auth == "entra":
+            return (
+                "whoever asks needs the role 'Cognitive Services OpenAI User' on the resource; "
+                f"a token in {self.teacher.token_env} lasts about an hour"
+            )
+        state = "is set, but not to a key that is valid there" if self._credential.secret else "is not set"
         return f"the environment variable {self.teacher.api_key_env} {state}"
 
 

@@ -13,6 +13,7 @@ import time
 import zlib
 from urllib.parse import urlsplit
 
+from distill.teacher.credentials import Credential
 from distill.teacher.transport import HttpReply, Unreachable
 
 _CONNECT_SECONDS = 10.0
@@ -181,7 +182,7 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
 class HttpPool:
     """Requests to one base URL. As many connections as are asked for at once; idle ones are used again."""
 
-    def __init__(self, base_url: str, api_key: str) -> None:
+    def __init__(self, base_url: str, credential: Credential) -> None:
         parts = urlsplit(base_url)
         secure = parts.scheme == "https"
         assert parts.hostname is not None
@@ -190,14 +191,16 @@ class HttpPool:
         self._tls = _tls() if secure else None
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         named = host if parts.port is None else f"{host}:{parts.port}"
-        fixed = {"host": named, "authorization": f"Bearer {api_key}", "user-agent": "distill", **_organisation()}
+        fixed = {"host": named, "user-agent": "distill", **_organisation()}
         lines = [f"{name}: {value}\r\n" for name, value in fixed.items()]
         self._fixed = "".join([*lines, "accept: application/json\r\naccept-encoding: gzip\r\n"])
+        self._credential = credential
         self._idle: list[_Connection] = []
 
     async def request(self, method: str, path: str, body: bytes | None, content_type: str) -> HttpReply:
         """One exchange. Raises Unreachable."""
-        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._fixed}"
+        who = f"{self._credential.header}: {self._credential.value}\r\n"
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._fixed}{who}"
         if body is None:
             message = f"{head}\r\n".encode("latin-1")
         else:

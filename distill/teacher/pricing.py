@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import DistillError
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import EmbeddedTeacher, Teacher
 
 PRICES_PATH = Path(__file__).with_name("prices.toml")
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
@@ -67,9 +67,7 @@ def user_prices_path() -> Path:
     return Path(folder) / "distill" / "prices.toml"
 
 
-def rates_of(
-    teacher: OpenAITeacher | EmbeddedTeacher, prices_path: Path = PRICES_PATH, user_path: Path | None = None
-) -> Rates | None:
+def rates_of(teacher: Teacher, prices_path: Path = PRICES_PATH, user_path: Path | None = None) -> Rates | None:
     """The teacher's rates: the recipe's, else a line of the user's file, else of the project's; None: unknown.
 
     A teacher of our own costs nothing a token.

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from distill.errors import DistillError
 from distill.recipe.generate import Sampling
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import AzureTeacher, EmbeddedTeacher, Teacher
 from distill.records import Message
 from distill.runs import digest_of, file_digest
+from distill.teacher import azure
 
 PUBLIC_BASE_URL = "https://api.openai.com/v1"
 Endpoint = Literal["chat", "completions"]
@@ -133,8 +134,13 @@ class Answer:
     teacher: str = ""  # label of the one that answered
 
 
-def resolve_base_url(teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | None) -> str:
-    """The URL to ask: the given one (an embedded teacher's), the recipe's, OPENAI_BASE_URL, the public API."""
+def resolve_base_url(teacher: Teacher, base_url: str | None) -> str:
+    """The URL to ask: the given one (an embedded teacher's), the recipe's, OPENAI_BASE_URL, the public API.
+
+    For Azure: the given one's, the recipe's or AZURE_OPENAI_ENDPOINT's API.
+    """
+    if isinstance(teacher, AzureTeacher):
+        return azure.api_url(teacher, base_url)
     if base_url is not None:
         return base_url
     if isinstance(teacher, EmbeddedTeacher):
@@ -142,16 +148,19 @@ def resolve_base_url(teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | N
     return teacher.base_url or os.environ.get("OPENAI_BASE_URL") or PUBLIC_BASE_URL
 
 
-def teacher_identity(teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | None = None) -> str:
+def teacher_identity(teacher: Teacher, base_url: str | None = None) -> str:
     """What an answer depends on besides the question: the recipe's `id`, else where the model is and its weights.
 
-    An embedded teacher is its weights: its loopback port is another one at every start.
+    An embedded teacher is its weights: its loopback port is another one at every start. An Azure deployment answers the
+    same in either form of the API, whoever asks.
     """
     if teacher.id is not None:
         return f"id:{teacher.id}"
     if isinstance(teacher, EmbeddedTeacher):
         return f"embedded:{weights_fingerprint(teacher.model)}:{teacher.dtype}"
     weights = f":{weights_fingerprint(teacher.weights)}" if teacher.weights is not None else ""
+    if isinstance(teacher, AzureTeacher):
+        return f"azure:{public_url(azure.resource_url(teacher, base_url))}:{teacher.model}{weights}"
     return f"openai:{public_url(resolve_base_url(teacher, base_url))}:{teacher.model}{weights}"
 
 
@@ -164,7 +173,7 @@ def weights_fingerprint(model: str) -> str:
     return digest_of({str(path.relative_to(folder)): file_digest(path) for path in files})
 
 
-def teacher_label(teacher: OpenAITeacher | EmbeddedTeacher) -> str:
+def teacher_label(teacher: Teacher) -> str:
     """The teacher's name in datasets and messages."""
     return teacher.id or teacher.model
 

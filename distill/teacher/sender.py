@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from distill.errors import TeacherError
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher
+from distill.recipe.teacher import EmbeddedTeacher, Teacher
 from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply
 from distill.teacher.requests import Request, teacher_label
 
@@ -38,9 +38,7 @@ class Nobody:
         """Nothing to let go of."""
 
 
-def open_sender(
-    teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | None = None, *, api_key: str | None = None
-) -> Sender:
+def open_sender(teacher: Teacher, base_url: str | None = None, *, api_key: str | None = None) -> Sender:
     """The endpoint that a teacher's recipe section says."""
     return Endpoint(teacher, base_url, api_key=api_key)
 
@@ -63,7 +61,7 @@ class Senders:
         for teacher in self._local.values():
             teacher.stop()
 
-    def open(self, teacher: OpenAITeacher | EmbeddedTeacher, base_url: str | None = None) -> Sender:
+    def open(self, teacher: Teacher, base_url: str | None = None) -> Sender:
         """The way to this one."""
         if self.nobody is not None:
             return self.nobody

@@ -17,7 +17,7 @@ from distill.plan.endpoint import check_teacher
 from distill.plan.finding import Finding, failed, fine
 from distill.recipe.generate import CodeJob, TaskPrompts
 from distill.recipe.schema import Recipe
-from distill.recipe.teacher import EmbeddedTeacher, OpenAITeacher, Student
+from distill.recipe.teacher import AzureTeacher, EmbeddedTeacher, OpenAITeacher, Student
 from distill.sandbox.types import SandboxError
 
 KEY = "sk-canary-123"
@@ -31,8 +31,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         right = self.path == "/v1/models" and self.headers["Authorization"] == f"Bearer {KEY}"
+        azure = self.path in ("/openai/v1/models", "/openai/models?api-version=2024-10-21")
+        right = right or (azure and KEY in (self.headers["api-key"], (self.headers["Authorization"] or "")[7:]))
         body = json.dumps({"data": [{"id": "teacher-1"}]}).encode()
-        self.send_response(200 if right else 401 if self.path == "/v1/models" else 404)
+        self.send_response(200 if right else 401 if azure or self.path == "/v1/models" else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -140,3 +142,15 @@ def test_examine_fails_iff_something_required_fails(monkeypatch: pytest.MonkeyPa
     assert not doctor.examine(None, console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[ill]" in text and "-> mend it" in text
+
+
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+def test_an_azure_teacher_is_asked_with_its_own_header(server: str, version: str | None) -> None:
+    teacher = AzureTeacher(kind="azure", model="mine", base_url=server, api_version=version)
+    found = check_teacher(teacher, {"AZURE_OPENAI_API_KEY": KEY})
+    assert found.status == "ok" and KEY not in found.detail  # it lists models, not deployments
+    assert "refuses the key" in check_teacher(teacher, {"AZURE_OPENAI_API_KEY": "other"}).detail
+    assert check_teacher(teacher, {}).status == "fail"
+    entra = teacher.model_copy(update={"auth": "entra"})
+    assert check_teacher(entra, {"AZURE_OPENAI_AD_TOKEN": KEY}).status == "ok"
+    assert "not asked" in check_teacher(entra, {}).detail

@@ -78,7 +78,8 @@ class MockTeacher:
     """`with MockTeacher(respond) as mock`: `mock.base_url` is served until the block ends.
 
     `respond(body, number)` decides each reply; `number` counts the requests from 0. `requests` keeps their bodies,
-    `keys` the Authorization headers, `finished` counts replies sent and `peak` the most requests open at once.
+    `keys` the Authorization headers, `targets` the paths with their queries, `headers` all headers; `finished` counts
+    replies sent and `peak` the most requests open at once.
     """
 
     def __init__(self, respond: Respond = echo, *, models: tuple[str, ...] = ("mock",), key: str | None = None) -> None:
@@ -87,6 +88,8 @@ class MockTeacher:
         self.key = key
         self.requests: list[Body] = []
         self.keys: list[str | None] = []
+        self.targets: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self.finished = 0
         self.open = 0
         self.peak = 0
@@ -154,7 +157,8 @@ class MockTeacher:
             writer.close()
 
     def _reply(self, request_line: str, headers: dict[str, str], body: bytes) -> Reply:
-        if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
+        sent = (headers.get("authorization") or "").removeprefix("Bearer ")
+        if self.key is not None and self.key not in (sent, headers.get("api-key")):
             return error(401, f"Incorrect API key provided: {headers.get('authorization')}")
         if request_line.startswith("GET /v1/models"):
             return Reply(body={"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
@@ -162,6 +166,8 @@ class MockTeacher:
         number = len(self.requests)
         self.requests.append(parsed)
         self.keys.append(headers.get("authorization"))
+        self.targets.append(request_line.split(" ")[1])
+        self.headers.append(headers)
         return self.respond(parsed, number)
 
     @staticmethod

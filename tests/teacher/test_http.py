@@ -7,6 +7,7 @@ import gzip
 
 import pytest
 
+from distill.teacher.credentials import Key
 from distill.teacher.http import HttpPool
 from distill.teacher.transport import HttpReply, Unreachable, is_plain
 
@@ -36,7 +37,7 @@ def exchange(reply: bytes, *, pieces: int = 1, times: int = 1) -> tuple[list[Htt
 
     async def main() -> list[HttpReply | str]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        pool = HttpPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "key")
+        pool = HttpPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", Key("key"))
         found: list[HttpReply | str] = []
         for _ in range(times):
             try:
@@ -108,7 +109,7 @@ def test_a_cancelled_request_leaves_nothing_behind() -> None:
 
     async def main() -> bytes:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        pool = HttpPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "key")
+        pool = HttpPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", Key("key"))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pool.request("POST", "/x", b'{"slow"}', "application/json"), 0.02)
         reply = await pool.request("POST", "/x", b'{"fast"}', "application/json")
