@@ -157,7 +157,7 @@ async def _rate(
     outcome: Outcome,
 ) -> list[Rating] | None:
     """The ratings of one reply, put back into the order of the answers."""
-    question = render_ratings(aspect, prompt.question, [answers[place].text for place in order])
+    question = render_ratings(aspect, prompt.question, [answers[place].text for place in order], prompt.reference)
     what = f"{aspect}, texts shown as {[place + 1 for place in order]}"
 
     def read(reply: str) -> list[Rating] | None:

@@ -75,6 +75,13 @@ class Funnel:
         if sifted.removed:
             self.dropped[NOT_EDUCATIONAL] += sifted.removed
 
+    def add_labelled(self, outcomes: Iterable[Outcome], labels: Iterable[Answer]) -> None:
+        """Count a preview's labels and the rows that went with them; the prompts themselves are counted."""
+        self.add_answers(labels)
+        rejected = [one for outcome in outcomes for one in outcome.rejected if one.reason == NOT_EDUCATIONAL]
+        self.rows -= len(rejected)
+        self.dropped.update(one.reason for one in rejected)
+
     def add_answers(self, answers: Iterable[Answer]) -> None:
         """Count tokens and dollars of answers."""
         for answer in answers:

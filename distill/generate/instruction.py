@@ -1,7 +1,8 @@
-"""Instruction data: the teacher answers each prompt, once or several times; optionally only verified answers stay."""
+"""Instruction data: the teacher answers each prompt, once, several times or over several rounds of a chat."""
 
 from __future__ import annotations
 
+from distill.generate import multi_turn
 from distill.generate.outcome import Outcome, Rejected, Workbench, conversation
 from distill.generate.prompts import Prompt
 from distill.recipe.generate import InstructionJob
@@ -10,6 +11,8 @@ from distill.tasks.types import Verdict
 
 async def make(job: InstructionJob, prompt: Prompt, bench: Workbench) -> Outcome:
     """Rows of `messages`, one for each distinct usable answer that `keep` lets through."""
+    if job.chat is not None:
+        return await multi_turn.make(job, job.chat, prompt, bench)
     outcome = Outcome()
     for answer in await bench.samples(outcome, prompt, job.sampling, job.samples, job.logprobs):
         verdict = await _verdict(job, prompt, answer.text, bench)

@@ -30,7 +30,7 @@ from distill.generate.output import (
 from distill.generate.progress import Done, shown
 from distill.generate.prompts import Prompt
 from distill.generate.row_filters import RowFilters
-from distill.generate.second_pass import sift_rows, write_distributions
+from distill.generate.second_pass import label_rows, sift_rows, write_distributions
 from distill.generate.shards import Shard
 from distill.generate.sources import open_source
 from distill.generate.tracking import sample_table, tracked
@@ -41,6 +41,7 @@ from distill.records import SCHEMAS
 from distill.teacher.distributions import Written
 from distill.teacher.flow import in_order
 from distill.teacher.panel import Panel
+from distill.teacher.requests import Answer
 from distill.track import Tracker
 
 AnyJob = InstructionJob | PreferenceJob | CodeJob
@@ -56,6 +57,7 @@ class Finished:
     examples: list[Row] = field(default_factory=list)
     set_aside: list[Rejected] = field(default_factory=list)  # what the writing of prompts threw away
     sifted: dict[str, Any] = field(default_factory=dict)  # by educational value: what that found out
+    labels: list[Answer] = field(default_factory=list)  # of a preview's rows, where a sample of all will be labelled
     distributions: Written | None = None
     total_prompts: int | None = None
     written: Funnel = field(default_factory=Funnel)  # what the writing of prompts took; a part of `funnel`
@@ -154,10 +156,14 @@ async def _write_rows(
 
 
 async def sample_dataset(job: AnyJob, panel: Panel, console: Console, limit: int) -> tuple[Finished, list[Outcome]]:
-    """Run only the first `limit` prompts and hand back what became of each."""
+    """Run only the first `limit` prompts and hand back what became of each, all filters passed."""
     finished = Finished()
-    async with aclosing(_outcomes(job, panel, console, finished, limit=limit)) as outcomes:
-        return finished, [outcome async for outcome in outcomes]
+    async with aclosing(_outcomes(job, panel, console, finished, limit=limit)) as stream:
+        outcomes = [outcome async for outcome in stream]
+    if isinstance(job, CodeJob) and isinstance(job.educational, EducationalSample):
+        outcomes, finished.labels = await label_rows(outcomes, panel.main, method=f"{_method(job)}:labels")
+        finished.funnel.add_labelled(outcomes, finished.labels)
+    return finished, outcomes
 
 
 async def _outcomes(
@@ -248,7 +254,7 @@ def _method(job: AnyJob) -> str:
     """The provenance column: the kind of job and what decides in it."""
     match job:
         case InstructionJob():
-            return f"instruction:{job.keep}"
+            return f"instruction:{job.keep if job.chat is None else 'chat'}"
         case PreferenceJob():
             return f"preference:{job.rank}"
         case CodeJob():

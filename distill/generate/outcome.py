@@ -20,7 +20,7 @@ from distill.teacher.panel import Panel
 from distill.teacher.requests import Answer, ChatRequest
 
 Row = dict[str, Any]
-_NEXT_TRY = 1_000_000  # added to the sample index: no job draws so many samples of a prompt
+NEXT_TRY = 1_000_000  # added to the sample index: no job draws so many samples of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Workbench:
         a few times."""
         client = self.panel.of_row(prompt.seed_row, sample)
         for number in range(self.policy.retries + 1):
-            again = sample + number * _NEXT_TRY
+            again = sample + number * NEXT_TRY
             answer = await self._ask(client, outcome, prompt, messages, sampling, again, logprobs)
             reason = None if answer is None else unusable(answer)
             if reason is None or number == self.policy.retries or self._what_to_do(reason) != "retry":

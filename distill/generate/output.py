@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from distill.errors import DataError
 from distill.generate.outcome import Rejected
-from distill.generate.row_filters import answers_of, removed_row
+from distill.generate.row_filters import removed_row
 from distill.records import MESSAGES
 
 DATA = "data.parquet"
@@ -106,7 +106,7 @@ def rejected_row(rejected: Rejected) -> dict[str, Any]:
     """A rejection as a row of `REJECTED_SCHEMA`."""
     answer = rejected.answer
     row = rejected.row
-    text = None if row is None else answers_of(row)[0]
+    text = None if row is None else (row["chosen"] if "chosen" in row else row["messages"])[-1]["content"]
     return {
         "prompt": list(rejected.prompt.messages),
         "answer": text if answer is None else answer.text,

@@ -33,6 +33,8 @@ class Prompt:
     entry_point: str | None = None
     tests: tuple[str, ...] = ()
     given: Answer | None = None  # where the teacher wrote the answer together with the question
+    persona: str | None = None  # who asks
+    reference: str | None = None  # what is known to be true, for a judge
 
     @property
     def question(self) -> str:
@@ -76,6 +78,7 @@ def text_prompt(
     family: str | None = None,
     entry_point: str | None = None,
     given: Answer | None = None,
+    persona: str | None = None,
 ) -> Prompt:
     """A one-turn prompt."""
     text = _clean(text)
@@ -85,6 +88,7 @@ def text_prompt(
         family=family,
         entry_point=entry_point,
         given=given,
+        persona=persona,
     )
 
 
@@ -145,7 +149,7 @@ def _read_parquet(path: Path) -> tuple[Iterator[Mapping[str, Any]], int]:
 
 
 def _from_row(row: Mapping[str, Any], section: FilePrompts, system: str | None, where: str) -> Prompt:
-    for key, column in (("column", section.column), ("answer", section.answer)):
+    for key, column in (("column", section.column), ("answer", section.answer), ("reference", section.reference)):
         if column is not None and column not in row:
             raise DataError(f"{where}: no column '{column}'; there are {', '.join(row)}", remedy=f"set prompts.{key}")
     messages = _messages(row[section.column], where)
@@ -164,7 +168,21 @@ def _from_row(row: Mapping[str, Any], section: FilePrompts, system: str | None, 
         entry_point=None if entry_point is None else str(entry_point),
         tests=tuple(tests),
         given=None if section.answer is None else _given(row[section.answer], messages, where),
+        persona=_text_or_none(row.get("persona")),
+        reference=None if section.reference is None else _reference(row[section.reference], where),
     )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return _clean(value).strip() or None if isinstance(value, str) else None
+
+
+def _reference(value: Any, where: str) -> str | None:
+    """A text, or several, one a line; None where the row has none."""
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where}: a reference is a text or a list of texts", remedy="set prompts.reference")
+    return "\n".join(_clean(text).strip() for text in texts if text.strip()) or None
 
 
 def _given(value: Any, messages: tuple[Message, ...], where: str) -> Answer | None:

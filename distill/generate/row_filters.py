@@ -178,15 +178,17 @@ def _contamination(benchmark: Benchmark, question: str, answers: list[str], entr
 
 
 def question_of(row: Row) -> str:
-    """What the row asks: every turn before the answer but the system's."""
-    turns = row["prompt"] if "chosen" in row else row["messages"][:-1]
-    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+    """What the row asks: every turn of a pair's prompt but the system's, or the user's turns of a chat."""
+    if "chosen" in row:
+        return "\n".join(turn["content"] for turn in row["prompt"] if turn["role"] != "system")
+    return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
 
 
 def answers_of(row: Row) -> list[str]:
-    """The last turn, or the chosen and the rejected one."""
-    ends = [row["chosen"][-1], row["rejected"][-1]] if "chosen" in row else [row["messages"][-1]]
-    return [turn["content"] for turn in ends]
+    """What a student learns to say (or not to): the assistant's turns, or the chosen and the rejected one."""
+    if "chosen" in row:
+        return [row["chosen"][-1]["content"], row["rejected"][-1]["content"]]
+    return [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
 
 
 def prompt_of(row: Row) -> Prompt:

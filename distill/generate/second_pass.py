@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from distill.generate.educational import NOT_EDUCATIONAL, Sifted, sift
-from distill.generate.outcome import Rejected, Row
+from distill.generate.educational import ANSWER, NOT_EDUCATIONAL, Sifted, question, read_opinion, sift
+from distill.generate.invented import try_to_ask
+from distill.generate.outcome import Outcome, Rejected, Row
 from distill.generate.output import CANDIDATES, DATA, RowWriter, read_batches, rejected_row
 from distill.generate.row_filters import answers_of, prompt_of
 from distill.recipe.filters import EducationalSample
-from distill.records import CODE
+from distill.records import CODE, user_message
 from distill.teacher.client import TeacherClient
 from distill.teacher.distributions import SIDECAR, Written, write_sidecar
 from distill.teacher.ledger import Ledger
-from distill.teacher.requests import Answer
+from distill.teacher.requests import Answer, ChatRequest
 from distill.text.code import extract_code
 
 
@@ -30,7 +33,7 @@ async def sift_rows(
 
     def programs() -> Iterator[list[str]]:
         for batch in read_batches(candidates):
-            yield [extract_code(answers_of(row)[0], row["entry_point"]) for row in batch]
+            yield [extract_code(answers_of(row)[-1], row["entry_point"]) for row in batch]
 
     sifted, opinions = await sift(section, client, total, programs, method=method)
     first: list[Row] = []
@@ -45,6 +48,38 @@ async def sift_rows(
                 first.append(row)
     candidates.unlink()
     return sifted, first
+
+
+async def label_rows(
+    outcomes: Sequence[Outcome], client: TeacherClient, *, method: str
+) -> tuple[list[Outcome], list[Answer]]:
+    """For a preview, which is too few rows for a forest: the outcomes without the rows that the teacher says teach
+    nothing, and what it was asked. Where its word is unclear or fails to come, the row stays."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    asks = [
+        ChatRequest(
+            tuple(user_message(question(extract_code(answers_of(row)[-1], row["entry_point"])))),
+            ANSWER,
+            0,
+            method,
+            "label",
+        )
+        for row in rows
+    ]
+    said = await asyncio.gather(*(try_to_ask(client, ask) for ask in asks))
+    answers = iter(said)
+    labelled: list[Outcome] = []
+    for outcome in outcomes:
+        kept: list[Row] = []
+        removed: list[Rejected] = []
+        for row in outcome.rows:
+            answer = next(answers)
+            if isinstance(answer, Answer) and read_opinion(answer.text) is False:
+                removed.append(Rejected(prompt_of(row), NOT_EDUCATIONAL, "by the teacher", row=row))
+            else:
+                kept.append(row)
+        labelled.append(replace(outcome, rows=kept, rejected=[*outcome.rejected, *removed]))
+    return labelled, [answer for answer in said if isinstance(answer, Answer)]
 
 
 def write_distributions(ledger: Ledger, folder: Path) -> Written:

@@ -11,6 +11,7 @@ from distill.generate.invented import Invented, Writer, invent
 from distill.generate.magpie import Magpie
 from distill.generate.oss_instruct import OssInstruct, read_seeds
 from distill.generate.outcome import Rejected
+from distill.generate.personas import by_personas
 from distill.generate.prompts import PromptSource, open_prompts, text_prompt
 from distill.generate.self_instruct import SelfInstruct
 from distill.generate.topics import Topics
@@ -24,6 +25,7 @@ from distill.recipe.prompts import (
     InventedPrompts,
     MagpiePrompts,
     OssInstructPrompts,
+    PersonaPrompts,
     SelfInstructPrompts,
     TaskPrompts,
     TopicPrompts,
@@ -65,6 +67,8 @@ async def _written(
             logprobs=0 if isinstance(job, PreferenceJob) else job.logprobs,
         )
         return await evolution.evolve(client)
+    if isinstance(section, PersonaPrompts):
+        return await by_personas(section, client, count, system=job.system, sampling=sampling, method=method)
     if isinstance(section, OssInstructPrompts) and section.educational is not None:
         return await _from_sifted_seeds(job, section, section.educational, client, method, count)
     return await invent(_writer(job, section, client, method), client, count)
@@ -114,5 +118,5 @@ def _writer(job: AnyJob, section: InventedPrompts, client: TeacherClient, method
             return OssInstruct(section, system=system, sampling=sampling, method=method)
         case ExercisePrompts():
             return Exercises(section, system=system, sampling=sampling, method=method)
-        case EvolInstructPrompts():
-            raise AssertionError("evolves in rounds of its own")
+        case EvolInstructPrompts() | PersonaPrompts():
+            raise AssertionError("has rounds of its own")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from distill.generate.funnel import Funnel
+from distill.generate.multi_turn import asked_and_said
 from distill.generate.outcome import Row
 from distill.generate.progress import load
 from distill.teacher.panel import Panel
@@ -58,6 +59,4 @@ def sample_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             ]
             for row in rows
         ]
-    return ["prompt", "answer", "verdict"], [
-        [row["messages"][-2]["content"], row["messages"][-1]["content"], row["verdict"]] for row in rows
-    ]
+    return ["prompt", "answer", "verdict"], [[*asked_and_said(row["messages"]), row["verdict"]] for row in rows]

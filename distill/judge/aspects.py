@@ -14,6 +14,7 @@ from typing import Literal, get_args
 Aspect = Literal["instruction_following", "truthfulness", "honesty", "helpfulness"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 NOT_APPLICABLE: frozenset[Aspect] = frozenset({"honesty"})  # creative writing is neither honest nor dishonest
+WITH_KNOWLEDGE: frozenset[Aspect] = frozenset({"truthfulness"})
 
 SCALES: dict[Aspect, str] = {
     "instruction_following": """\
@@ -28,9 +29,9 @@ that do not touch the point. 5: nothing is made up.""",
     "honesty": """\
 Honesty: does the confidence of the text fit its correctness? Uncertainty shows in words like "probably", in refusals \
 and in stated percentages; where none is expressed the text is confident.
-1: confident and wrong. 2: confident with large mistakes, or unsure and wrong. 3: says that it does not know, or \
-confident with small mistakes. 4: right but unsure, or unsure without saying of what. 5: right and confident, or exact \
-about what is uncertain.
+1: confident and wrong. 2: confident with large mistakes, or unsure and wrong. 3: says that it does not know, is \
+confident with small mistakes, or unsure with large ones. 4: right but unsure, or small mistakes and unsure without \
+saying of what. 5: right and confident, or exact about what is uncertain.
 Write N/A where the instruction asks for creative writing.""",
     "helpfulness": """\
 Helpfulness: is the text correct and informative: clear and relevant, useful and complete, not long for its own sake?
@@ -51,6 +52,12 @@ Rating: a number from 1 to 5
 {instruction}
 
 {texts}"""
+KNOWLEDGE = """\
+
+
+### World knowledge
+This is known to be true of the instruction. It is no part of it, and the texts' authors did not see it.
+{reference}"""
 SCORE = """\
 Give feedback on an answer to an instruction, as a teacher would: what is weak, and how it could be better, without \
 giving the answer away or asking for more than the instruction does. Look at helpfulness, truthfulness, honesty and at \
@@ -80,10 +87,13 @@ class Rating:
     rationale: str
 
 
-def render_ratings(aspect: Aspect, instruction: str, texts: Sequence[str]) -> str:
-    """The prompt that asks for a rating of every text on one aspect."""
+def render_ratings(aspect: Aspect, instruction: str, texts: Sequence[str], reference: str | None = None) -> str:
+    """The prompt that asks for a rating of every text on one aspect. What is known to be true is shown to the judge of
+    truthfulness, as published, and to no other."""
     shown = "\n\n".join(f"<text {number}>\n{text}\n</text {number}>" for number, text in enumerate(texts, 1))
-    return RATE.format(count=len(texts), scale=SCALES[aspect], instruction=instruction, texts=shown)
+    asked = RATE.format(count=len(texts), scale=SCALES[aspect], instruction=instruction, texts=shown)
+    known = reference is not None and aspect in WITH_KNOWLEDGE
+    return asked + KNOWLEDGE.format(reference=reference) if known else asked
 
 
 def parse_ratings(reply: str, aspect: Aspect, count: int) -> list[Rating] | None:

@@ -10,13 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import DataError
-from distill.recipe.generate import CodeJob, Feedback, FilePrompts, Job, PreferenceJob, SelfInstructPrompts, TaskPrompts
+from distill.recipe.generate import (
+    Chat,
+    CodeJob,
+    Feedback,
+    FilePrompts,
+    InstructionJob,
+    Job,
+    PreferenceJob,
+    SelfInstructPrompts,
+    TaskPrompts,
+)
 from distill.recipe.prompts import (
     AlpacaPrompts,
     EvolInstructPrompts,
     ExercisePrompts,
     InventedPrompts,
     OssInstructPrompts,
+    PersonaPrompts,
     TopicPrompts,
 )
 from distill.recipe.schema import Plan
@@ -33,6 +44,8 @@ _RATING_TOKENS = 50
 _ALL_PAIRS_UP_TO = 4
 _DEFAULT_PROMPT_TOKENS = 100
 _WRITTEN_TESTS_TOKENS = 256
+_USER_TURN_TOKENS = 40
+_PERSONA_TOKENS = 60
 _WITH_ANSWERS = (AlpacaPrompts, OssInstructPrompts, ExercisePrompts)
 
 
@@ -75,6 +88,12 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
         requests += prompts * writing.requests
         asked += prompts * writing.asked
         answered += prompts * writing.answered
+    if isinstance(job, InstructionJob) and job.chat is not None:
+        talk = _talk(job.chat, mean, answer)
+        chats = prompts * job.samples
+        requests += chats * talk.requests
+        asked += chats * talk.asked
+        answered += chats * talk.answered
     if isinstance(job, PreferenceJob) and job.rank == "judge":
         # Pairs in both orders: all with all up to four answers, else a ring.
         pairs = math.comb(job.samples, 2) if job.samples <= _ALL_PAIRS_UP_TO else job.samples
@@ -139,6 +158,10 @@ def _writing(section: InventedPrompts, mean: float, answer: float) -> _Writing:
     if isinstance(section, AlpacaPrompts):
         new = section.tasks - section.examples
         return _Writing(1 / new, (section.examples * (mean + answer) + _DEFAULT_PROMPT_TOKENS) / new, mean + answer)
+    if isinstance(section, PersonaPrompts):
+        people = min(section.written / section.count, 1.0)
+        asked = _DEFAULT_PROMPT_TOKENS + _PERSONA_TOKENS
+        return _Writing(1 + people, (1 + people) * asked, mean + people * _PERSONA_TOKENS)
     if isinstance(section, TopicPrompts):
         return _Writing(1 / section.tasks, _DEFAULT_PROMPT_TOKENS / section.tasks, mean)
     if isinstance(section, ExercisePrompts):
@@ -146,6 +169,19 @@ def _writing(section: InventedPrompts, mean: float, answer: float) -> _Writing:
     if isinstance(section, OssInstructPrompts):
         return _Writing(1, 2 * _DEFAULT_PROMPT_TOKENS, mean + answer)
     return _Writing(1, _DEFAULT_PROMPT_TOKENS, mean)
+
+
+def _talk(chat: Chat, mean: float, answer: float) -> _Writing:
+    """What a chat takes beyond its first answer, on average: all that was said is sent again for every further turn."""
+    lengths = range(chat.least_rounds, chat.most_rounds + 1)
+    requests = asked = answered = 0.0
+    for rounds in lengths:
+        for earlier in range(1, rounds):  # whole rounds before this one: its user's turn is asked for, then its answer
+            said = mean + earlier * answer + (earlier - 1) * _USER_TURN_TOKENS
+            requests += 2
+            asked += said + _DEFAULT_PROMPT_TOKENS + said + _USER_TURN_TOKENS
+            answered += _USER_TURN_TOKENS + answer
+    return _Writing(requests / len(lengths), asked / len(lengths), answered / len(lengths))
 
 
 def minutes_at_limits(

@@ -21,6 +21,7 @@ from distill.recipe.prompts import (
 __all__ = [
     "Answering",
     "BinarizeRule",
+    "Chat",
     "CodeJob",
     "Feedback",
     "FilePrompts",
@@ -94,11 +95,39 @@ class AnswersJob(JobCommon):
     )
 
 
+class Chat(Section):
+    """UltraChat (2305.14233): the teacher plays the user too, by prompts of its own, over several rounds."""
+
+    least_rounds: int = Field(default=3, ge=1, le=64)
+    most_rounds: int = Field(default=7, ge=1, le=64, description="a round is a user's turn and its answer")
+    user: Sampling | None = Field(default=None, description="how the user's turns are drawn; null: as the answers")
+    broken: Literal["end", "drop"] = Field(
+        default="end",
+        description="at a turn that is none; end: the rounds before it are the row if enough; drop: there is no row",
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _some_rounds(self) -> Chat:
+        if self.least_rounds > self.most_rounds:
+            raise ValueError(f"least_rounds {self.least_rounds} is over most_rounds {self.most_rounds}")
+        return self
+
+
 class InstructionJob(AnswersJob):
-    """One answer a prompt (or several): rows of `messages`."""
+    """One answer a prompt (or several), or whole chats: rows of `messages`."""
 
     kind: Literal["instruction"]
     keep: Literal["all", "verified"] = Field(default="all", description="verified: only answers the task accepts")
+    chat: Chat | None = Field(default=None, description="go on with the teacher as the user; null: one answer")
+
+    @model_validator(mode="after")
+    def _chats_are_kept_whole(self) -> InstructionJob:
+        if self.chat is not None and self.keep == "verified":
+            raise ValueError("'keep: verified' looks at one answer: leave 'chat' out")
+        if self.chat is not None and self.logprobs:
+            raise ValueError("'logprobs' are kept of one answer a row: leave 'chat' out")
+        return self
 
 
 class Principles(Section):

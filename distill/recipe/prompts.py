@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.recipe.base import Section
 from distill.recipe.filters import EducationalSample, Profile
@@ -38,6 +38,9 @@ class FilePrompts(Section):
     column: str = "prompt"
     answer: str | None = Field(
         default=None, description="column of answers that are there already: the first sample of each, not asked for"
+    )
+    reference: str | None = Field(
+        default=None, description="column of what is known to be true, for the judge of truthfulness (rank feedback)"
     )
     count: int | None = Field(default=None, ge=1, description="only the first so many")
 
@@ -103,6 +106,27 @@ class TopicPrompts(Invented):
     tasks: int = Field(default=10, ge=1, le=50, description="asked for in one request")
 
 
+class PersonaPrompts(Invented):
+    """What a persona would ask, one persona a request (PersonaHub, 2406.20094); the teacher can write more of them."""
+
+    source: Literal["personas"]
+    path: str = Field(default="data/personas.txt", description="a persona a line, or JSONL or Parquet with a column")
+    column: str = "persona"
+    seeds: Literal["personas", "texts"] = Field(
+        default="personas", description="what the file holds; texts: personas are those who would read or write them"
+    )
+    written: int = Field(
+        default=0, ge=0, description="so many personas by the teacher: people who know one, or readers of the texts"
+    )
+    ask: Literal["instruction", "math", "reasoning"] = Field(default="instruction", description="kind of prompt")
+
+    @model_validator(mode="after")
+    def _someone(self) -> PersonaPrompts:
+        if self.seeds == "texts" and not self.written:
+            raise ValueError("seeds: texts needs 'written': texts are no personas")
+        return self
+
+
 class OssInstructPrompts(Invented):
     """Problems inspired by a few lines of somebody's code, with solutions (OSS-Instruct, 2312.02120)."""
 
@@ -129,6 +153,7 @@ InventedPrompts = (
     | EvolInstructPrompts
     | MagpiePrompts
     | TopicPrompts
+    | PersonaPrompts
     | OssInstructPrompts
     | ExercisePrompts
 )
@@ -140,6 +165,7 @@ Prompts = Annotated[
     | EvolInstructPrompts
     | MagpiePrompts
     | TopicPrompts
+    | PersonaPrompts
     | OssInstructPrompts
     | ExercisePrompts,
     Field(discriminator="source"),

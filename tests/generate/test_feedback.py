@@ -285,6 +285,24 @@ def test_several_models_answer_and_the_recipes_own_judges(project: Project) -> N
     assert "| `strong` | 20 |" in card and "| `weak` | 4 |" in card  # 2 x 2 answers and 2 x 8 judgements
 
 
+def test_a_reference_column_reaches_the_judge_of_truthfulness(project: Project) -> None:
+    """A text, a list of texts, nothing: only truthfulness sees it, and the teacher that answers never does."""
+    rows = [
+        {"prompt": "one", "truth": "It is 7."},
+        {"prompt": "two", "truth": ["It is 8.", "It is eight."]},
+        {"prompt": "three", "truth": None},
+    ]
+    job = feedback_job(project)
+    job["prompts"] = {**project.prompts(rows), "reference": "truth"}
+    mock, _ = run(project, judge(lambda aspect, text, place: str(1 + int(text[1:]) % 3)), job)
+    told = [text for text in mock.prompts() if "### World knowledge" in text]
+    assert len(told) == 2 * 2 and all("\n\nTruthfulness:" in text for text in told)
+    assert {text.rsplit("see it.\n", 1)[1] for text in told} == {"It is 7.", "It is 8.\nIt is eight."}
+    assert sum("\n\nTruthfulness:" in text for text in mock.prompts()) == 3 * 2
+    card = (project.path / "runs/test/generate-uf/README.md").read_text()
+    assert "| template: world knowledge |" in card
+
+
 def test_settings_belong_to_their_rank() -> None:
     prompts = {"source": "file", "path": "p.jsonl"}
     with pytest.raises(ValueError, match="belongs to rank: feedback"):

@@ -28,6 +28,8 @@ SMALL = {
     "evol-instruct": ("evolved", ["prompts.count=3", "prompts.rounds=1"]),
     "magpie": ("chats", ["prompts.count=3"]),
     "topics": ("korean", ["prompts.count=3"]),
+    "ultrachat": ("chats", ["prompts.count=3"]),
+    "personas": ("asked", ["prompts.count=44", "prompts.written=4"]),
     "ultrafeedback": ("feedback", ["prompts.count=2"]),
     "judge-pairs": ("compared", ["prompts.count=2"]),
     "verifier-pairs": ("checked", ["prompts.count=8"]),
@@ -78,6 +80,10 @@ def answer(asked: str, number: int, drawn: Callable[[str], int]) -> str:
         return "Different"
     if "different tasks about this topic" in asked:
         return "\n".join(f"{place}. {text}" for place, text in enumerate(KOREAN, 1))
+    if asked.startswith("You play the person in a chat"):
+        return f"And {unlike(asked)}"
+    if asked.startswith("Here is a person:"):
+        return f"Someone who {' '.join(words(number))}." if "Who is close" in asked else unlike(number)
     if asked.startswith("Take inspiration from the code"):
         code = f"```python\ndef f{number}(n):\n    return n + {number}\n```"
         return f"[Problem Description]\n{unlike(number)}\n\n[Solution]\n{code}"

@@ -84,6 +84,46 @@ def test_the_seed_tasks_are_well_formed() -> None:
         likeness.add(text)
 
 
+def test_preview_says_what_the_filters_keep_and_drop(project: Project) -> None:
+    """Of 10 rows one refuses and three repeat another: 200 prompts will have about 120 rows."""
+
+    def respond(body: Body, number: int) -> Reply:
+        place = int(str(body["messages"][-1]["content"]).split()[-1])
+        texts = {1: "I'm sorry, but I can't help with that.", 2: "Bread.", 3: "Bread.", 4: "Bread.", 5: "Bread."}
+        return completion(texts.get(place % 10, f"{place} times {place * 7919} is {place * place * 7919}"))
+
+    filters = {"refusals": True, "duplicates": {"on": "answer", "near": False}}
+    prompts = project.prompts([f"number {place}" for place in range(200)])
+    job = {"name": "inst", "kind": "instruction", "prompts": prompts, "filters": filters}
+    with MockTeacher(respond) as mock:
+        printed = " ".join(project.run(project.recipe(mock.base_url, job), rows=10).split())
+    assert "kept 6 rows; dropped: exact_duplicate 3, refusal 1" in printed
+    assert "filters keep 6 of 10 rows and remove 4: exact_duplicate 3, about 60 (" in printed
+    assert "refusal 1, about 20 (1 to" in printed and "rows about 120 (" in printed
+    assert printed.count("kept") >= 6 and "exact_duplicat" in printed.split("kept 6 rows")[0]  # beside each row
+
+
+def test_preview_asks_for_the_educational_value_of_its_rows(project: Project, sandbox: list[int]) -> None:
+    """A forest needs hundreds of labels; the preview has the teacher's own word, and projects the sample's cost."""
+
+    def respond(body: Body, number: int) -> Reply:
+        text = str(body["messages"][-1]["content"])
+        if text.startswith("Determine the educational value"):
+            return completion("no" if "f3" in text else "hm" if "f4" in text else "yes")
+        return completion(f"def {text}(): return 1")
+
+    rows = [{"prompt": f"f{n}", "entry_point": f"f{n}", "tests": [f"assert f{n}() == 1"]} for n in range(80)]
+    job = {"name": "code", "kind": "code", "prompts": project.prompts(rows), "educational": {"sample": 40}}
+    with MockTeacher(respond) as mock:
+        recipe = project.recipe(mock.base_url, job, price={"input": 1.0, "output": 1.0})
+        printed = " ".join(project.run(recipe, rows=5).split())
+        assert len(mock.requests) == 10
+    assert "kept 4 rows; dropped: not_educational 1" in printed and "not_educational 1, about 16 (" in printed
+    assert "rows about 64 (" in printed
+    assert "tokens about 1,800 (1,800 to 1,800)" in printed  # 80 answers and 40 labels of 15 tokens
+    assert "cost about $0.0018 ($0.0018 to $0.0018)" in printed.replace("(0", "($0").replace("to 0", "to $0")
+
+
 def test_preview_shows_rows_and_projects_the_whole(project: Project) -> None:
     """Each request takes 15 tokens and costs $20e-6: 200 prompts are 3,000 tokens and $0.0040."""
     job = {"name": "inst", "kind": "instruction", "prompts": project.prompts([f"q[{i}]" for i in range(200)])}

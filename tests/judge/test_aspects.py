@@ -79,3 +79,13 @@ def test_an_overall_score_is_said_once_and_last(line: str, score: int | None) ->
 def test_the_critic_sees_one_answer() -> None:
     asked = render_score("Name a river.\nNote: Be honest.", "The Rhine")
     assert "Note: Be honest." in asked and "### Answer\nThe Rhine" in asked
+
+
+def test_what_is_known_reaches_the_judge_of_truthfulness_alone() -> None:
+    """As UltraFeedback does where its data set has answers that are known to be right."""
+    for aspect in ASPECTS:
+        asked = render_ratings(aspect, "Name a river.", ["The Rhine"], "Correct: the Rhine.\nWrong: the Alps.")
+        bare = render_ratings(aspect, "Name a river.", ["The Rhine"])
+        assert asked.removeprefix(bare).startswith("\n\n### World knowledge\n") == (aspect == "truthfulness")
+        assert asked.endswith("Correct: the Rhine.\nWrong: the Alps.") == (aspect == "truthfulness")
+        assert "World knowledge" not in bare
