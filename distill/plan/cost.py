@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import DataError
+from distill.plan.asking import DEFAULT_PROMPT_TOKENS, YES_NO_TOKENS, talk, writing
 from distill.recipe.generate import (
-    Chat,
     CodeJob,
     Feedback,
     FilePrompts,
@@ -25,10 +25,7 @@ from distill.recipe.prompts import (
     AlpacaPrompts,
     EvolInstructPrompts,
     ExercisePrompts,
-    InventedPrompts,
     OssInstructPrompts,
-    PersonaPrompts,
-    TopicPrompts,
 )
 from distill.recipe.schema import Plan
 from distill.recipe.train import DpoEntry, Entry, LmEntry
@@ -37,15 +34,11 @@ from distill.teacher.pricing import Rates
 _CHARACTERS_PER_TOKEN = 4  # the rule of thumb for English under a BPE of a real model
 _LOOKED_AT = 64  # prompts read to estimate a mean
 _JUDGE_ANSWER_TOKENS = 128
-_YES_NO_TOKENS = 4
 _ASPECTS = 4  # of UltraFeedback's judge
 _SCALE_TOKENS = 250
 _RATING_TOKENS = 50
 _ALL_PAIRS_UP_TO = 4
-_DEFAULT_PROMPT_TOKENS = 100
 _WRITTEN_TESTS_TOKENS = 256
-_USER_TURN_TOKENS = 40
-_PERSONA_TOKENS = 60
 _WITH_ANSWERS = (AlpacaPrompts, OssInstructPrompts, ExercisePrompts)
 
 
@@ -84,16 +77,16 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
     requests = float(prompts * (job.samples - written_too))
     asked, answered = requests * mean, requests * answer
     if not isinstance(job.prompts, (FilePrompts, TaskPrompts)):
-        writing = _writing(job.prompts, mean, answer)
-        requests += prompts * writing.requests
-        asked += prompts * writing.asked
-        answered += prompts * writing.answered
+        written = writing(job.prompts, mean, answer)
+        requests += prompts * written.requests
+        asked += prompts * written.asked
+        answered += prompts * written.answered
     if isinstance(job, InstructionJob) and job.chat is not None:
-        talk = _talk(job.chat, mean, answer)
+        further = talk(job.chat, mean, answer)
         chats = prompts * job.samples
-        requests += chats * talk.requests
-        asked += chats * talk.asked
-        answered += chats * talk.answered
+        requests += chats * further.requests
+        asked += chats * further.asked
+        answered += chats * further.answered
     if isinstance(job, PreferenceJob) and job.rank == "judge":
         # Pairs in both orders: all with all up to four answers, else a ring.
         pairs = math.comb(job.samples, 2) if job.samples <= _ALL_PAIRS_UP_TO else job.samples
@@ -115,12 +108,12 @@ def job_cost(job: Job, *, plan: Plan, rates: Rates | None, count_tokens: Callabl
             answered += scores * _JUDGE_ANSWER_TOKENS
     if isinstance(job, CodeJob) and job.write_tests:  # at most: prompts that bring tests need none
         requests += prompts * job.samples
-        asked += prompts * job.samples * (mean + _DEFAULT_PROMPT_TOKENS)
+        asked += prompts * job.samples * (mean + DEFAULT_PROMPT_TOKENS)
         answered += prompts * job.samples * _WRITTEN_TESTS_TOKENS
     labels = _labels(job, prompts)
     requests += labels
     asked += labels * (mean + answer)
-    answered += labels * _YES_NO_TOKENS
+    answered += labels * YES_NO_TOKENS
     rows = prompts if isinstance(job, PreferenceJob) else prompts * job.samples
     cost = rates.cost_usd(round(asked), round(answered)) if rates is not None else None
     return JobCost(
@@ -137,51 +130,6 @@ def _labels(job: Job, prompts: int) -> int:
     if isinstance(job.prompts, OssInstructPrompts) and job.prompts.educational is not None:
         labels += job.prompts.educational.sample
     return labels
-
-
-@dataclass(frozen=True)
-class _Writing:
-    """What having one prompt written takes, on average."""
-
-    requests: float
-    asked: float
-    answered: float
-
-
-def _writing(section: InventedPrompts, mean: float, answer: float) -> _Writing:
-    """By the requests of each method: several prompts come in one where the method asks so."""
-    if isinstance(section, SelfInstructPrompts):
-        return _Writing(1, mean * section.examples, mean)
-    if isinstance(section, EvolInstructPrompts):  # rewriting, comparing; the answers looked at become rows
-        part = section.rounds / (section.rounds + 1)
-        return _Writing(2 * part, part * (3 * mean + 2 * _DEFAULT_PROMPT_TOKENS), part * (mean + _YES_NO_TOKENS))
-    if isinstance(section, AlpacaPrompts):
-        new = section.tasks - section.examples
-        return _Writing(1 / new, (section.examples * (mean + answer) + _DEFAULT_PROMPT_TOKENS) / new, mean + answer)
-    if isinstance(section, PersonaPrompts):
-        people = min(section.written / section.count, 1.0)
-        asked = _DEFAULT_PROMPT_TOKENS + _PERSONA_TOKENS
-        return _Writing(1 + people, (1 + people) * asked, mean + people * _PERSONA_TOKENS)
-    if isinstance(section, TopicPrompts):
-        return _Writing(1 / section.tasks, _DEFAULT_PROMPT_TOKENS / section.tasks, mean)
-    if isinstance(section, ExercisePrompts):
-        return _Writing(1 / section.exercises, _DEFAULT_PROMPT_TOKENS / section.exercises, mean + answer)
-    if isinstance(section, OssInstructPrompts):
-        return _Writing(1, 2 * _DEFAULT_PROMPT_TOKENS, mean + answer)
-    return _Writing(1, _DEFAULT_PROMPT_TOKENS, mean)
-
-
-def _talk(chat: Chat, mean: float, answer: float) -> _Writing:
-    """What a chat takes beyond its first answer, on average: all that was said is sent again for every further turn."""
-    lengths = range(chat.least_rounds, chat.most_rounds + 1)
-    requests = asked = answered = 0.0
-    for rounds in lengths:
-        for earlier in range(1, rounds):  # whole rounds before this one: its user's turn is asked for, then its answer
-            said = mean + earlier * answer + (earlier - 1) * _USER_TURN_TOKENS
-            requests += 2
-            asked += said + _DEFAULT_PROMPT_TOKENS + said + _USER_TURN_TOKENS
-            answered += _USER_TURN_TOKENS + answer
-    return _Writing(requests / len(lengths), asked / len(lengths), answered / len(lengths))
 
 
 def minutes_at_limits(
@@ -267,10 +215,10 @@ def _prompt_mean(job: Job, count_tokens: Callable[[str], int]) -> tuple[float, s
         texts = [task.prompt for task in tasks]
         return _mean(texts, count_tokens), f"{len(texts)} tasks"
     if not isinstance(prompts, (FilePrompts, SelfInstructPrompts, EvolInstructPrompts)):
-        return float(_DEFAULT_PROMPT_TOKENS), "assumed"
+        return float(DEFAULT_PROMPT_TOKENS), "assumed"
     path = Path(prompts.path)
     if not path.is_file() or path.suffix == ".parquet":
-        return float(_DEFAULT_PROMPT_TOKENS), "assumed"
+        return float(DEFAULT_PROMPT_TOKENS), "assumed"
     texts = _first_texts(path, prompts.column)
     return _mean(texts, count_tokens), f"{len(texts)} lines of {path}"
 
@@ -291,7 +239,7 @@ def _first_texts(path: Path, column: str) -> list[str]:
 
 
 def _mean(texts: list[str], count_tokens: Callable[[str], int]) -> float:
-    return sum(map(count_tokens, texts)) / len(texts) if texts else float(_DEFAULT_PROMPT_TOKENS)
+    return sum(map(count_tokens, texts)) / len(texts) if texts else float(DEFAULT_PROMPT_TOKENS)
 
 
 def _count_lines(path: Path) -> int:

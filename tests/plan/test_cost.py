@@ -25,7 +25,7 @@ from distill.recipe.generate import (
     Sampling,
     SelfInstructPrompts,
 )
-from distill.recipe.prompts import AlpacaPrompts, TopicPrompts
+from distill.recipe.prompts import AlpacaPrompts, PersonaPrompts, TopicPrompts
 from distill.recipe.schema import Plan
 from distill.recipe.train import DpoEntry, LmEntry, SftEntry
 from distill.teacher.pricing import Rates
@@ -110,6 +110,27 @@ def test_written_tests_ask_once_more_a_row(tmp_path: Path) -> None:
 def test_topics_bring_several_prompts_a_request() -> None:
     job = InstructionJob(name="t", kind="instruction", prompts=TopicPrompts(source="topics", count=100, tasks=10))
     assert job_cost(job, plan=PLAN, rates=None, count_tokens=len).requests == 110
+
+
+def test_a_chat_sends_all_that_was_said_again(tmp_path: Path) -> None:
+    """Three rounds: answers after 100, 190 and 280 tokens; the user's two turns after 150 and 240, with 100 of ours."""
+    fields = {"name": "x", "kind": "instruction", "prompts": _file_prompts(tmp_path, 10)}
+    job = InstructionJob.model_validate({**fields, "chat": {"least_rounds": 3, "most_rounds": 3}})
+    cost = job_cost(job, plan=PLAN, rates=RATES, count_tokens=len)
+    assert (cost.rows, cost.requests) == (10, 50)
+    assert (cost.prompt_tokens, cost.completion_tokens) == (10 * (570 + 250 + 340), 10 * (3 * 50 + 2 * 40))
+    one = InstructionJob.model_validate({**fields, "chat": {"least_rounds": 1, "most_rounds": 1}})
+    five = InstructionJob.model_validate({**fields, "chat": {"least_rounds": 1, "most_rounds": 5}})
+    assert job_cost(one, plan=PLAN, rates=RATES, count_tokens=len).requests == 10
+    assert job_cost(five, plan=PLAN, rates=RATES, count_tokens=len).requests == 50  # 2 x 3 - 1 a chat on average
+
+
+def test_personas_are_written_once_and_asked_one_a_request() -> None:
+    prompts = PersonaPrompts(source="personas", count=10, written=5)
+    cost = job_cost(
+        InstructionJob(name="x", kind="instruction", prompts=prompts), plan=PLAN, rates=RATES, count_tokens=len
+    )
+    assert (cost.requests, cost.prompt_tokens, cost.completion_tokens) == (10 + 15, 1000 + 15 * 160, 500 + 1000 + 300)
 
 
 def test_missing_file_is_unknown_and_a_bad_line_is_named(tmp_path: Path) -> None:
