@@ -41,7 +41,7 @@ MOVES = (
     "The person asks for it in another form: shorter, as steps, as a table, for a child.",
     "The person turns to a related matter.",
 )
-_LABEL = re.compile(r"^\W*(?:person|user|human)\s*:\W*", re.IGNORECASE)
+_LABEL = re.compile(r"^[\s*#]*(?:person|user|human)\s*:[\s*]*", re.IGNORECASE)
 _OTHER_VOICE = re.compile(r"^\W*(?:assistant|ai|ai assistant|chatbot)\s*:", re.IGNORECASE | re.MULTILINE)
 _QUOTES = {'"': '"', "“": "”", "「": "」", "«": "»"}
 _THANKS = re.compile(

@@ -64,7 +64,7 @@ RELATIONS = (
     *("a member of the family", "a friend", "a colleague", "a superior or a subordinate", "a teacher or a pupil"),
     *("a customer or a supplier", "a patient or a carer", "a neighbour", "an opponent", "someone behind the scenes"),
 )
-_LABEL = re.compile(r"^\W*(?:prompt|user prompt|problem|math problem|persona)\s*:\W*", re.IGNORECASE)
+_LABEL = re.compile(r"^[\s*#]*(?:prompt|user prompt|problem|math problem|persona)\s*:[\s*]*", re.IGNORECASE)
 _LIKENESS, _PERMUTATIONS = 0.9, 128
 _SHORTEST, _LONGEST = 20, 600  # characters of a persona
 _LONGEST_TEXT = 4000  # characters shown of a text

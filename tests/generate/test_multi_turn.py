@@ -95,6 +95,12 @@ def chat_job(project: Project, texts: list[Any], rounds: int = 3, **more: Any) -
     return {"name": "chat", "kind": "instruction", "prompts": project.prompts(texts), "chat": section, **more}
 
 
+def seed_for(chat: Chat, rows: tuple[str, ...], rounds: int) -> int:
+    """A seed with which all these rows are to have so many rounds."""
+    tries = (chat.model_copy(update={"seed": seed}) for seed in range(10_000))
+    return next(one.seed for one in tries if all(rounds_of(one, row, 0) == rounds for row in rows))
+
+
 def test_a_chat_is_a_row_with_everything_that_it_took(project: Project) -> None:
     job = chat_job(project, ["Why?"], system="Be kind.")
     with MockTeacher(talking) as mock:
@@ -138,15 +144,15 @@ def test_bad_turns_of_the_user_are_drawn_again_and_then_the_chat_ends(project: P
             return completion("Assistant: As I said.")
         return completion("") if seed == "mute" else talking(body, number)
 
-    job = chat_job(project, ["thanks?", "robot?", "mute?"], chat={"least_rounds": 2})
-    job["chat"]["most_rounds"] = 2 + 30  # so that each of these is to have more rounds than it gets
+    names = ("thanks?", "robot?", "mute?")
+    job = chat_job(
+        project, [{"prompt": name, "id": name} for name in names], chat={"least_rounds": 2, "most_rounds": 9}
+    )
+    job["chat"]["seed"] = seed_for(Chat(least_rounds=2, most_rounds=9), names, 4)
     with MockTeacher(respond) as mock:
-        recipe = project.recipe(mock.base_url, job)
-        rounds = {
-            row["messages"][0]["content"]: len(row["messages"]) // 2
-            for row in (project.run(recipe), project.data("chat"))[1]
-        }
-    assert set(rounds) == {"thanks?", "robot?"} and rounds["robot?"] == 2 and rounds["thanks?"] > 2
+        project.run(project.recipe(mock.base_url, job))
+    rounds = {row["messages"][0]["content"]: len(row["messages"]) // 2 for row in project.data("chat")}
+    assert rounds == {"thanks?": 4, "robot?": 2}
     assert reasons(project, "chat") == {
         "user_thanks": 1,
         "user_plays_assistant": 3,  # drawn, and twice again
@@ -171,13 +177,8 @@ def test_truncated_and_refused_answers_follow_both_policies(policy: str, broken:
 
     unusable = {"truncated": policy, "refused": policy, "retries": 1}
     job = chat_job(project, ["good", "long", "no"], 4, unusable=unusable, chat={"least_rounds": 2, "broken": broken})
-    job["chat"]["most_rounds"] = 4
-    job["chat"]["seed"] = next(
-        seed
-        for seed in range(100)
-        if all(rounds_of(Chat(least_rounds=2, most_rounds=4, seed=seed), row, 0) == 4 for row in ("g", "l", "n"))
-    )
-    job["prompts"] = project.prompts([{"prompt": text, "id": text[0]} for text in ("good", "long", "no")])
+    job["chat"]["seed"] = seed_for(Chat(least_rounds=2, most_rounds=4), ("good", "long", "no"), 4)
+    job["prompts"] = project.prompts([{"prompt": text, "id": text} for text in ("good", "long", "no")])
     with MockTeacher(respond) as mock:
         recipe = project.recipe(mock.base_url, job)
         project.run(recipe)
@@ -252,7 +253,7 @@ def test_killed_in_the_middle_of_chats_nothing_paid_is_asked_again(project: Proj
     with MockTeacher(slowly) as mock:
         job = chat_job(project, [f"q{number}?" for number in range(chats)], 5)
         recipe = project.recipe(mock.base_url, job, max_concurrency=in_flight)
-        kills = sorted(random.Random(1).sample(range(20, 9 * chats), 4))
+        kills = sorted(random.Random(1).sample(range(20, 9 * chats), 2))
         for at in kills:
             process = start(recipe)
             while mock.finished < at and process.poll() is None:

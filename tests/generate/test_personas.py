@@ -30,8 +30,8 @@ def section(**fields: Any) -> PersonaPrompts:
     return PersonaPrompts.model_validate({"source": "personas", "count": 4, **fields})
 
 
-def people(seeds: list[str], **fields: Any) -> People:
-    return People(section(written=4, **fields), seeds, sampling=Sampling(), method="m")
+def people(known: list[str], **fields: Any) -> People:
+    return People(section(written=4, **fields), known, sampling=Sampling(), method="m")
 
 
 def test_a_persona_is_shown_by_itself_and_its_prompt_comes_bare() -> None:
