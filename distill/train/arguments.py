@@ -52,8 +52,6 @@ def common_arguments(entry: EntryCommon, *, steps: int, processes: int, checkpoi
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": entry.save_steps,
-        # Two: the older one stays until the newer is sealed.
-        "save_total_limit": 2,
         "seed": entry.seed,
         "data_seed": entry.seed,
         # The rows are in their order already (`batches.row_order`).

@@ -24,11 +24,13 @@ STEPS_PER_GROUP = 16
 
 @dataclass(frozen=True)
 class Sequences:
-    """Tokenised rows. `segments` are the lengths of the documents of a row: one, or several where rows were packed."""
+    """Tokenised rows. `segments` are the lengths of the documents of a row: one, or several where rows were packed;
+    `row_ids` are their numbers in the data, counted from 0 over all files."""
 
     input_ids: list[list[int]]
     labels: list[list[int]]
     segments: list[list[int]]
+    row_ids: list[list[int]]
     num_read: int
     num_dropped: int
     num_truncated: int
@@ -48,6 +50,7 @@ class Pairs:
     """Tokenised preference pairs."""
 
     pairs: list[Preference]
+    row_ids: list[list[int]]
     num_read: int
     num_dropped: int
     num_truncated: int
@@ -64,28 +67,30 @@ class Pairs:
 
 def read_sequences(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_length: int) -> Sequences:
     """Tokenise the `messages` of every row; one without a trained token within `max_length` is dropped."""
-    ids, labels = [], []
+    ids, labels, row_ids = [], [], []
     read = truncated = 0
     for path in paths:
         for row in read_parquet(path, columns=("messages",)):
             read += 1
             # One token over the limit shows that the row was cut, without tokenising twice.
-            row_ids, row_labels = encode_completion(tokenizer, row["messages"], max_length + 1)
-            cut = len(row_ids) > max_length
-            row_ids, row_labels = row_ids[:max_length], row_labels[:max_length]
+            tokens, row_labels = encode_completion(tokenizer, row["messages"], max_length + 1)
+            cut = len(tokens) > max_length
+            tokens, row_labels = tokens[:max_length], row_labels[:max_length]
             row_labels[0] = IGNORED  # nothing precedes the first token, so nothing predicts it
             if all(label == IGNORED for label in row_labels):
                 continue
             truncated += cut
-            ids.append(row_ids)
+            ids.append(tokens)
             labels.append(row_labels)
+            row_ids.append([read - 1])
     _require_rows(ids, read, paths, max_length)
-    return Sequences(ids, labels, [[len(row)] for row in ids], read, read - len(ids), truncated)
+    return Sequences(ids, labels, [[len(row)] for row in ids], row_ids, read, read - len(ids), truncated)
 
 
 def read_pairs(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_length: int) -> Pairs:
     """Tokenise `prompt`, `chosen`, `rejected`; pairs without room for a completion, or of equal ones, are dropped."""
     pairs: list[Preference] = []
+    row_ids: list[list[int]] = []
     read = truncated = 0
     for path in paths:
         for row in read_parquet(path, columns=("prompt", "chosen", "rejected")):
@@ -96,8 +101,9 @@ def read_pairs(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_le
             longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
             truncated += longest >= max_length
             pairs.append(pair)
+            row_ids.append([read - 1])
     _require_rows(pairs, read, paths, max_length)
-    return Pairs(pairs, read, read - len(pairs), truncated)
+    return Pairs(pairs, row_ids, read, read - len(pairs), truncated)
 
 
 def pack(rows: Sequences, max_length: int, seed: int) -> Sequences:
@@ -126,6 +132,7 @@ def pack(rows: Sequences, max_length: int, seed: int) -> Sequences:
         [[token for row in members for token in rows.input_ids[row]] for members in bins],
         [[label for row in members for label in rows.labels[row]] for members in bins],
         [[len(rows.input_ids[row]) for row in members] for members in bins],
+        [[row_id for row in members for row_id in rows.row_ids[row]] for members in bins],
         rows.num_read,
         rows.num_dropped,
         rows.num_truncated,

@@ -1,4 +1,4 @@
-"""What happens around the trainer's steps: metrics, the progress bar, seals on checkpoints, and stopping on signals."""
+"""What happens around the trainer's steps: metrics, the progress bar, and stopping on signals."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from distill.errors import DistillError
 from distill.track import Tracker
-from distill.train.checkpoints import seal
+from distill.train.finite import REMEDY
 
 SECONDS_BETWEEN_LINES = 30.0
 # The trainer's and TRL's keys that go to the metrics, by the names that they get there. The rest is dropped: TRL's
@@ -93,7 +91,7 @@ class Stop:
 
 @dataclass
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Logs, shows, seals, stops. Runs in every process; `tracker` and `console` only in the first."""
+    """Logs, shows, stops. Runs in every process; `tracker` and `console` only in the first."""
 
     count: TokenCount
     stop: Stop
@@ -142,7 +140,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self._everyone_stops(args):
             control.should_save = True
             control.should_training_stop = True
-        # A checkpoint is written after the loss was looked at, so that none keeps weights made of NaN.
+        # Means of the curve start anew at a checkpoint, as they do in a run that goes on from it.
         control.should_log = control.should_log or control.should_save
 
     def on_log(
@@ -160,7 +158,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(found["loss"]) or not math.isfinite(found.get("grad_norm", 0.0)):
             raise DistillError(
                 f"{self.label}: loss {found['loss']}, gradient norm {found.get('grad_norm', 0.0)} at step {step}",
-                remedy="lower learning_rate or max_grad_norm, or set mixed_precision: no; earlier checkpoints are kept",
+                remedy=REMEDY,
             )
         self.history.append({"step": step, **found})
         if self.tracker is not None:
@@ -175,11 +173,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 },
                 step=step,
             )
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.close()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from datasets import Dataset
 from peft import PeftConfig
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from distill.train.finite import FiniteCheck
+from distill.train.saving import save_checkpoint
 
 
 class PreferenceTrainer(DPOTrainer):
@@ -21,6 +28,7 @@ class PreferenceTrainer(DPOTrainer):
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback],
+        finite: FiniteCheck,
         peft_config: PeftConfig | None,
     ) -> None:
         assert processing_class.pad_token_id is not None
@@ -31,15 +39,27 @@ class PreferenceTrainer(DPOTrainer):
             data_collator=DataCollatorForPreference(pad_token_id=processing_class.pad_token_id),
             train_dataset=train_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[finite, *callbacks],
             peft_config=peft_config,
         )
+        self.finite = finite
 
     def _prepare_dataset(  # type: ignore[override]
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: DPOConfig, dataset_name: str
     ) -> Dataset:
         """The dataset as it is: `model.chat.encode_preference` made it, with the same template as sft and kd."""
         return dataset
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one micro-batch, whose loss is looked at before the optimizer step."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.finite.see(loss)
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
 
     def create_model_card(  # type: ignore[override]
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -27,6 +27,7 @@ from distill.train.callbacks import Stop, TokenCount, Watch
 from distill.train.checkpoints import Found, newest_whole, remove_after
 from distill.train.dpo import PreferenceTrainer
 from distill.train.export import save_student
+from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
 from distill.train.processes import Processes
@@ -76,8 +77,9 @@ def train_entry(
         stop = Stop()
         count = TokenCount.of(order, lengths, trained, batch_size=entry.batch_size)
         watch = Watch(count, stop, tracker, console if processes.is_first else None, entry.name)
+        finite = FiniteCheck(entry.name, order, rows.row_ids)
         checkpoints = folder.path / CHECKPOINTS
-        trainer = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch)
+        trainer = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
         found = _resume(checkpoints, processes, tracker, console, entry.name)
         try:
             with stop.listening():
@@ -85,7 +87,9 @@ def train_entry(
         finally:
             watch.close()
         if stop.signal is not None and trainer.state.global_step < steps:
-            _leave(stop.signal, entry.name, trainer.state.global_step, steps, console if processes.is_first else None)
+            _leave(
+                stop.signal, f"{entry.name}: stopped at step {trainer.state.global_step} of {steps}", processes, console
+            )
         save_student(
             trainer,
             tokenizer,
@@ -115,6 +119,7 @@ def _trainer(
     checkpoints: Path,
     processes: Processes,
     watch: Watch,
+    finite: FiniteCheck,
 ) -> Trainer:
     # LoRA's frozen base may stay as it is stored; weights that are trained are float32, for bfloat16 loses updates.
     dtype: DtypeName = "stored" if entry.lora is not None and uses_bfloat16(entry) else "float32"
@@ -134,6 +139,7 @@ def _trainer(
             train_dataset=_dataset(rows).select(order),
             processing_class=tokenizer,
             callbacks=[watch],
+            finite=finite,
             peft_config=peft_config,
         )
     else:
@@ -150,6 +156,7 @@ def _trainer(
             train_dataset=_dataset(rows).select(order),
             processing_class=tokenizer,
             callbacks=[watch],
+            finite=finite,
             peft_config=peft_config,
             objective=objective_of(entry),
             signal=signal_of,
@@ -186,13 +193,15 @@ def _dataset(rows: Sequences | Pairs) -> Dataset:
 
 def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, console: Console, name: str) -> Found:
     """The checkpoint to go on from, the same in every process; the first one clears what is torn."""
-    found = newest_whole(checkpoints)
-    processes.wait()
+    found = processes.first_says(lambda: newest_whole(checkpoints))
     if processes.is_first:
         for reason in found.skipped:
             console.print(f"{name}: skipped {reason}")
         if found.path is not None:
-            console.print(f"{name}: going on from step {found.step}")
+            other = (
+                f", which {found.processes} processes wrote: not bitwise" if found.processes != processes.size else ""
+            )
+            console.print(f"{name}: going on from step {found.step}{other}")
         remove_after(checkpoints, found.step)
         if tracker is not None:
             tracker.rewind(found.step)
@@ -200,9 +209,10 @@ def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, co
     return found
 
 
-def _leave(number: int, name: str, step: int, steps: int, console: Console | None) -> None:
-    if console is not None:
-        console.print(f"{name}: stopped at step {step} of {steps}, checkpoint written; the same command goes on there")
+def _leave(number: int, where: str, processes: Processes, console: Console) -> None:
+    """Say how to go on, and end as the signal asked."""
+    if processes.is_first:
+        console.print(f"{where}, checkpoint written; to go on: {processes.command}", soft_wrap=True, highlight=False)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from distill.model.load import DtypeName, load_model
 from distill.recipe.train import Lora
+from distill.train.checkpoints import flush, flush_tree
 from distill.train.lora import merge_adapter
 
 
@@ -44,8 +45,10 @@ def save_student(
             _save(model, state, partial, dtype)
         tokenizer.save_pretrained(str(partial))
         (partial / "training_args.bin").unlink(missing_ok=True)
+        flush_tree(partial)  # before the manifest says that it is there
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
+        flush(out.parent)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from distill.objectives.divergences import Objective
+from distill.train.finite import FiniteCheck
 from distill.train.forward import LossOutput, attach_loss_head
+from distill.train.saving import save_checkpoint
 from distill.train.signals import Signal
 
 
@@ -33,6 +36,7 @@ class KDTrainer(SFTTrainer):
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback],
+        finite: FiniteCheck,
         peft_config: PeftConfig | None,
         objective: Objective,
         signal: Signal | None,
@@ -45,13 +49,14 @@ class KDTrainer(SFTTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[finite, *callbacks],
             peft_config=peft_config,
         )
         attach_loss_head(model, objective, chunk_tokens)
         # Makes the Trainer count the scored tokens of a whole step, and leave their division to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.signal = signal
+        self.finite = finite
         self._sums = torch.zeros(5, dtype=torch.float64)
 
     def compute_loss(
@@ -83,6 +88,17 @@ class KDTrainer(SFTTrainer):
                 del means["divergence"], means["agreement"]
             logs.update(means)
         super().log(logs, start_time)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one micro-batch, whose loss is looked at before the optimizer step."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.finite.see(loss)
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
 
     def create_model_card(  # type: ignore[override]
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

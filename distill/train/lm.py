@@ -16,6 +16,7 @@ from distill.errors import DistillError
 from distill.model.tokenizer import train_tokenizer
 from distill.recipe.teacher import Scratch
 from distill.recipe.train import LmEntry
+from distill.train.checkpoints import flush
 from distill.train.corpus import IGNORED, PackedCorpus, loader, tokenizer_texts
 
 _TOKENIZER_SAMPLES = 60_000
@@ -74,17 +75,23 @@ def train_lm(
             group["lr"] = learning_rate(step, entry)
         loss = step_loss(ids.to(device, non_blocking=True), labels.to(device, non_blocking=True))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), entry.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), entry.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens += ids.numel()
-        if (step + 1) % entry.logging_steps == 0 or step + 1 == entry.steps:
+        logs = (step + 1) % entry.logging_steps == 0 or step + 1 == entry.steps
+        saves = (step + 1) % entry.save_steps == 0 and step + 1 < entry.steps
+        if logs or saves:  # NaN stays in the weights: looking before each save keeps it out of the checkpoints
             loss_value = float(loss.detach())
-            if not math.isfinite(loss_value):
-                raise DistillError(f"the loss is {loss_value} at step {step + 1}", remedy="lower learning_rate")
+            if not (math.isfinite(loss_value) and math.isfinite(float(norm))):
+                raise DistillError(
+                    f"the loss is {loss_value}, its gradient's norm {float(norm)} at step {step + 1}",
+                    remedy="lower learning_rate",
+                )
+        if logs:
             seconds = time.monotonic() - started
             log({"step": step + 1, "loss": loss_value, "tokens": tokens, "tokens_per_second": tokens / seconds})
-        if (step + 1) % entry.save_steps == 0 and step + 1 < entry.steps:
+        if saves:
             _save(checkpoint, model, optimizer, step + 1)
     seconds = time.monotonic() - started
     checkpoint.unlink(missing_ok=True)
@@ -142,7 +149,9 @@ def _use_plain_causal_attention(model: PreTrainedModel) -> None:
 def _save(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
+    flush(temporary)
     temporary.replace(path)
+    flush(path.parent)
 
 
 def _restore(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:

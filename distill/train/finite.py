@@ -1,0 +1,88 @@
+"""A loss or gradient that is no number stops training before the optimizer takes it into the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from distill.errors import DistillError
+
+REMEDY = "lower learning_rate or max_grad_norm, or set mixed_precision: no; earlier checkpoints are kept"
+_SHOWN = 32
+
+
+@dataclass
+class FiniteCheck(TrainerCallback):  # type: ignore[misc]
+    """Sees the loss of every micro-batch; looks at them once a step, in all processes, before the optimizer.
+
+    `order` is the rows in the order of training and `row_ids` the numbers in the data of each row (several where rows
+    are packed). Micro-batch j of process r in step s is number s * per_step + j * processes + r, as accelerate deals
+    them.
+    """
+
+    label: str
+    order: Sequence[int]
+    row_ids: Sequence[Sequence[int]]
+    losses: list[Tensor] = field(default_factory=list)
+
+    def see(self, loss: Tensor) -> None:
+        """Note a micro-batch's loss, without waiting for its value."""
+        self.losses.append(loss.detach())
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.losses.clear()
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        assert model is not None
+        values = _everyones(torch.stack([loss.float().reshape(()) for loss in self.losses]), args)
+        bad = [number for number, value in enumerate(values) if not math.isfinite(value)]
+        largest = _largest([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        if not bad and math.isfinite(largest):
+            return
+        step = state.global_step
+        if bad:
+            what, batches = f"loss {values[bad[0]]}", bad
+        else:
+            what, batches = f"gradient {largest} of a finite loss", list(range(len(values)))
+        rows = self._rows(step * len(values), batches, args.per_device_train_batch_size)
+        raise DistillError(
+            f"{self.label}: {what} in step {step + 1}, from {rows}; the weights are those of step {step}", remedy=REMEDY
+        )
+
+    def _rows(self, first: int, batches: Sequence[int], micro_batch_size: int) -> str:
+        """The rows of micro-batches, numbered as they were read."""
+        ids = []
+        for batch in batches:
+            begin = (first + batch) * micro_batch_size
+            ids += [i for row in self.order[begin : begin + micro_batch_size] for i in self.row_ids[row]]
+        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+        return f"rows {', '.join(map(str, ids[:_SHOWN]))}{more} of the data (counted from 0)"
+
+
+def _everyones(losses: Tensor, args: TrainingArguments) -> list[float]:
+    """The losses of all processes in the order of their micro-batches."""
+    if args.world_size == 1:
+        return list(losses.tolist())
+    gathered = [torch.empty_like(losses) for _ in range(args.world_size)]
+    torch.distributed.all_gather(gathered, losses)
+    return list(torch.stack(gathered, dim=1).flatten().tolist())
+
+
+def _largest(gradients: Sequence[Tensor]) -> float:
+    """The largest absolute gradient; NaN where one is NaN."""
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
