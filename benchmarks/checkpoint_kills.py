@@ -31,7 +31,6 @@ from distill.track import read_metrics
 from distill.train.checkpoints import SEAL, newest_whole
 from tests.train import forks, tiny
 
-STEPS = 16
 WIDTH = 256  # a checkpoint of some megabytes, so that its writing can be hit in the middle
 OBJECTIVES = ("sft", "kd", "dpo")
 
@@ -70,8 +69,7 @@ def make_world(folder: Path) -> None:
 
 def run_chain(world: Path, name: str, *, objective: str, processes: int, kills: int, rng: random.Random) -> Chain:
     """Kill one run inside its saves, `kills` times, and let it end; compare with a run that is left alone."""
-    recipes = [_recipe(world, objective, f"{name}-{kind}") for kind in ("whole", "killed")]
-    whole, killed = recipes
+    whole, killed = (_recipe(world, objective, f"{name}-{kind}", steps=kills + 3) for kind in ("whole", "killed"))
     log = world / f"{name}.log"
     assert not any(forks.start(forks.train, whole, log=log, processes=processes).wait()), log.read_text()
     chain = Chain()
@@ -94,8 +92,8 @@ def run_chain(world: Path, name: str, *, objective: str, processes: int, kills: 
     return chain
 
 
-def _recipe(world: Path, objective: str, name: str) -> Recipe:
-    entry = {"objective": objective, "max_steps": STEPS, "save_steps": 1, "batch_size": 4, "micro_batch_size": 2}
+def _recipe(world: Path, objective: str, name: str, *, steps: int) -> Recipe:
+    entry = {"objective": objective, "max_steps": steps, "save_steps": 1, "batch_size": 4, "micro_batch_size": 2}
     return tiny.recipe(world, entry, name=name)
 
 

@@ -17,7 +17,10 @@ from distill.train.saving import save_checkpoint
 
 
 class PreferenceTrainer(DPOTrainer):
-    """DPOTrainer on pairs that are tokenised already; `ref_model` is None with LoRA, whose base is the reference."""
+    """DPOTrainer on pairs that are tokenised already; `ref_model` is None with LoRA, whose base is the reference.
+
+    Nothing drops out: policy and reference are compared, and with LoRA they are one model, in train mode.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,9 @@ class PreferenceTrainer(DPOTrainer):
             peft_config=peft_config,
         )
         self.finite = finite
+        for policy_or_reference in (model, ref_model):
+            if policy_or_reference is not None:
+                _without_dropout(policy_or_reference)
 
     def _prepare_dataset(  # type: ignore[override]
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: DPOConfig, dataset_name: str
@@ -65,3 +71,11 @@ class PreferenceTrainer(DPOTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Nothing, as in KDTrainer."""
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Also what TRL leaves: attention's probabilities are numbers in the modules of transformers, not `nn.Dropout`s."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
@@ -212,7 +213,7 @@ def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, co
 def _leave(number: int, where: str, processes: Processes, console: Console) -> None:
     """Say how to go on, and end as the signal asked."""
     if processes.is_first:
-        console.print(f"{where}, checkpoint written; to go on: {processes.command}", soft_wrap=True, highlight=False)
+        console.print(Text(f"{where}, checkpoint written; to go on: {processes.command}"), soft_wrap=True)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -97,7 +97,17 @@ def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens:
 
 
 def _whole(parameter: Tensor) -> Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    """A sharded parameter gathered; its gradient is the mean over processes, as FSDP makes that of all others.
+
+    A head that is sharded as a module of its own is never called, so no hook of FSDP's reduces its gradient.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    mesh = parameter.device_mesh
+    whole = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        whole.register_hook(lambda gradient: gradient / mesh.size())
+    return whole
 
 
 def _number(config: Any, name: str) -> float | None:

@@ -6,6 +6,7 @@ Several processes of one job find each other as under a launcher: by the environ
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import socket
@@ -23,7 +24,15 @@ from distill.recipe.schema import Recipe
 from distill.runs import Run
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.train.forks", "distill.train.stage", "distill.train.entry", "tests.train.tiny"])
+_SERVER.set_forkserver_preload(
+    [
+        "tests.train.tiny",
+        "distill.train.entry",
+        "distill.model.student",
+        "peft.tuners.lora.bnb",
+        "torch.distributed.fsdp",
+    ]
+)
 SECONDS, NAP_SECONDS = 120.0, 0.005
 
 
@@ -77,6 +86,7 @@ def train(recipe: Recipe, entry: str | None = None) -> None:
 def _child(rank: int, size: int, port: int, log: Path, target: Callable[..., None], arguments: Sequence[Any]) -> None:
     import torch
 
+    gc.freeze()  # what was imported before the fork is not looked through, nor copied, by each collection
     torch.set_num_threads(1)
     faulthandler.enable()
     with open(log, "a", buffering=1) as handle:

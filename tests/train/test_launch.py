@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from distill.recipe.schema import Recipe
 from distill.runs import Run
 from distill.track import read_metrics
+from distill.train.checkpoints import newest_whole
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +80,31 @@ def test_one_process_speaks_and_nobody_warns(finished: dict[int, tuple[Recipe, s
     for _, out, err in finished.values():
         assert [line.split(":")[0] for line in out.splitlines()] == ["student-base", "sft", "kd", "dpo"]
         assert err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves_and_the_printed_command_goes_on(tmp_path: Path, number: int) -> None:
+    tiny.save_model(tmp_path / "teacher")
+    tiny.save_data(tmp_path)
+    recipe = tiny.recipe(tmp_path, {"objective": "sft", "max_steps": 300, "save_steps": 1000})
+    folder = Run(recipe).stage("train", "sft").path
+    process = launch(recipe, tmp_path, 2)
+    while process.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    while process.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < 3:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1 and "checkpoint written; to go on: " in out, err
+    step = newest_whole(folder / "checkpoints").step
+    assert f"sft: stopped at step {step} of 300" in out and 3 <= step < 300
+    command = shlex.split(out.split("to go on: ")[1].splitlines()[0])
+    assert "accelerate.commands.launch" in command and "2" in command
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    again = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=240)
+    assert again.returncode == 0 and f"sft: going on from step {step}\n" in again.stdout, again.stderr
+    assert len(read_metrics(folder / "metrics.jsonl")) == 300
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

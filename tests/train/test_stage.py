@@ -85,37 +85,6 @@ def test_kd_of_the_teacher_itself_starts_at_zero(world: Path) -> None:
     assert metrics(recipe, "kd")[0]["agreement"] == 1.0
 
 
-def test_the_loss_is_a_mean_over_tokens_whatever_the_micro_batch(world: Path) -> None:
-    """Sum over tokens / tokens of the step, not a mean of micro-batch means (the accumulation bug of 2024)."""
-    curves = []
-    for micro in (8, 2):
-        recipe = tiny.recipe(
-            world, {"objective": "sft", "micro_batch_size": micro, "max_steps": 1, "batch_size": 40}, name=f"m{micro}"
-        )
-        train(recipe)
-        curves.append(metrics(recipe, "sft")[0])
-    assert curves[0]["loss"] == pytest.approx(curves[1]["loss"], rel=1e-5)
-    assert curves[0]["grad_norm"] == pytest.approx(curves[1]["grad_norm"], rel=1e-4)
-    model = load_model(Run(recipe).checkpoint("student"), dtype="float32", device="cpu")
-    assert curves[0]["loss"] == pytest.approx(_plain_loss(world, model), rel=1e-4)
-
-
-def _plain_loss(world: Path, model: torch.nn.Module) -> float:
-    """Mean cross entropy of all 40 answers, one row at a time, from full logits."""
-    from distill.train.batches import read_sequences
-
-    rows = read_sequences(load_tokenizer(world / "teacher"), [world / "chats.parquet"], 1024)
-    total, count = 0.0, 0
-    for ids, labels in zip(rows.input_ids, rows.labels, strict=True):
-        with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0]
-        for position, label in enumerate(labels):
-            if label != -100:
-                total -= torch.log_softmax(logits[position - 1], -1)[label].item()
-                count += 1
-    return total / count
-
-
 @pytest.mark.parametrize("merge", [True, False])
 def test_lora_leaves_a_plain_folder_or_an_adapter(world: Path, merge: bool) -> None:
     lora = {"rank": 4, "alpha": 8.0, "merge": merge}

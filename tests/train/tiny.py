@@ -26,7 +26,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(
-    folder: Path, *, layers: int = 2, heads: int = 4, kv_heads: int = 4, width: int = 32, seed: int = 0
+    folder: Path,
+    *,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 4,
+    width: int = 32,
+    seed: int = 0,
+    tied: bool = True,
 ) -> None:
     """A Llama with random weights, its tokenizer and chat template."""
     tokens = tokenizer()
@@ -42,7 +49,7 @@ def save_model(
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)

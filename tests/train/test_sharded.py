@@ -1,0 +1,87 @@
+"""Student, teacher and head in pieces on two processes (`fully_shard` on gloo): loss and gradients are the whole ones.
+
+accelerate turns FSDP on a CPU into DDP without a word, so the sharding is done here, by hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from distill.model.load import load_model, load_tokenizer
+from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.train.batches import collator, read_sequences
+from distill.train.forward import attach_loss_head
+from distill.train.signals import LiveTeacher
+from tests.train import forks, tiny
+
+OBJECTIVES = (CROSS_ENTROPY, Objective("forward_kl", temperature=2.0), Objective("jsd", ce_weight=0.3))
+
+
+def shard(model: PreTrainedModel, *, head_apart: bool) -> None:
+    """Layers one by one, then the rest; the head as a piece of its own, or in one with the embedding."""
+    assert isinstance(model, LlamaForCausalLM)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    if head_apart:
+        fully_shard(model.lm_head)
+
+
+def compare(world: Path, tied: bool) -> None:
+    """A target of two processes: each takes half of the rows through sharded models, and all through whole ones."""
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    names = ("student", "teacher")
+    whole, sharded = ([load_model(world / name, dtype="float32", device="cpu") for name in names] for _ in "ab")
+    shard(sharded[0], head_apart=not tied)
+    fully_shard(sharded[0])
+    shard(sharded[1], head_apart=not tied)
+    fully_shard(sharded[1].base_model)  # what a teacher is asked for: hidden states, without logits
+    for model in sharded:
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+        head = model.get_output_embeddings().weight
+        assert isinstance(head, DTensor) and head.to_local().shape[0] < head.shape[0]
+    rows = read_sequences(load_tokenizer(world / "teacher"), [world / "chats.parquet"], 64)
+    examples = [
+        {"input_ids": ids, "labels": labels, "seq_lengths": [len(ids)]}
+        for ids, labels in itertools.islice(zip(rows.input_ids, rows.labels, strict=True), 8)
+    ]
+    collate = collator(0)
+    teachers = [LiveTeacher(model) for model in (whole[1], sharded[1])]
+    for objective in OBJECTIVES:
+        losses = []
+        for student, teacher, mine in (
+            (whole[0], teachers[0], examples),
+            (sharded[0], teachers[1], examples[rank::size]),
+        ):
+            attach_loss_head(student, objective, 16)
+            student.zero_grad()
+            batch = collate(mine)
+            output = student(**batch, with_loss_head=True, teacher=teacher(batch) if objective.ce_weight < 1 else None)
+            scale = 1 if mine is examples else size  # sharding averages gradients over processes
+            (output.loss * scale).backward()
+            losses.append(output.loss.detach().clone())
+        dist.all_reduce(losses[1])
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+        for (name, ours), expected in zip(sharded[0].named_parameters(), whole[0].parameters(), strict=True):
+            assert isinstance(ours.grad, DTensor) and expected.grad is not None, name
+            whole_gradient = ours.grad.full_tensor()
+            largest = expected.grad.abs().max().item()
+            torch.testing.assert_close(whole_gradient, expected.grad, rtol=1e-3, atol=1e-4 * largest, msg=name)
+    dist.barrier()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_student_teacher_and_head_give_the_whole_loss(tmp_path: Path, tied: bool) -> None:
+    tiny.save_model(tmp_path / "teacher", tied=tied)
+    tiny.save_model(tmp_path / "student", width=16, tied=tied, seed=1)
+    tiny.save_data(tmp_path)
+    job = forks.start(compare, tmp_path, tied, log=tmp_path / "log", processes=2)
+    assert job.wait() == [0, 0], job.text()
