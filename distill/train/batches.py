@@ -25,12 +25,12 @@ STEPS_PER_GROUP = 16
 @dataclass(frozen=True)
 class Sequences:
     """Tokenised rows. `segments` are the lengths of the documents of a row: one, or several where rows were packed;
-    `row_ids` are their numbers in the data, counted from 0 over all files."""
+    `places` says where each stands: the number of its file, and its row there."""
 
     input_ids: list[list[int]]
     labels: list[list[int]]
     segments: list[list[int]]
-    row_ids: list[list[int]]
+    places: list[list[tuple[int, int]]]
     num_read: int
     num_dropped: int
     num_truncated: int
@@ -50,7 +50,7 @@ class Pairs:
     """Tokenised preference pairs."""
 
     pairs: list[Preference]
-    row_ids: list[list[int]]
+    places: list[list[tuple[int, int]]]
     num_read: int
     num_dropped: int
     num_truncated: int
@@ -67,10 +67,10 @@ class Pairs:
 
 def read_sequences(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_length: int) -> Sequences:
     """Tokenise the `messages` of every row; one without a trained token within `max_length` is dropped."""
-    ids, labels, row_ids = [], [], []
+    ids, labels, places = [], [], []
     read = truncated = 0
-    for path in paths:
-        for row in read_parquet(path, columns=("messages",)):
+    for file, path in enumerate(paths):
+        for number, row in enumerate(read_parquet(path, columns=("messages",))):
             read += 1
             # One token over the limit shows that the row was cut, without tokenising twice.
             tokens, row_labels = encode_completion(tokenizer, row["messages"], max_length + 1)
@@ -82,18 +82,18 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], ma
             truncated += cut
             ids.append(tokens)
             labels.append(row_labels)
-            row_ids.append([read - 1])
+            places.append([(file, number)])
     _require_rows(ids, read, paths, max_length)
-    return Sequences(ids, labels, [[len(row)] for row in ids], row_ids, read, read - len(ids), truncated)
+    return Sequences(ids, labels, [[len(row)] for row in ids], places, read, read - len(ids), truncated)
 
 
 def read_pairs(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_length: int) -> Pairs:
     """Tokenise `prompt`, `chosen`, `rejected`; pairs without room for a completion, or of equal ones, are dropped."""
     pairs: list[Preference] = []
-    row_ids: list[list[int]] = []
+    places: list[list[tuple[int, int]]] = []
     read = truncated = 0
-    for path in paths:
-        for row in read_parquet(path, columns=("prompt", "chosen", "rejected")):
+    for file, path in enumerate(paths):
+        for number, row in enumerate(read_parquet(path, columns=("prompt", "chosen", "rejected"))):
             read += 1
             pair = encode_preference(tokenizer, row["prompt"], row["chosen"], row["rejected"], max_length)
             if pair is None or pair.chosen_ids == pair.rejected_ids:
@@ -101,9 +101,9 @@ def read_pairs(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_le
             longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
             truncated += longest >= max_length
             pairs.append(pair)
-            row_ids.append([read - 1])
+            places.append([(file, number)])
     _require_rows(pairs, read, paths, max_length)
-    return Pairs(pairs, row_ids, read, read - len(pairs), truncated)
+    return Pairs(pairs, places, read, read - len(pairs), truncated)
 
 
 def pack(rows: Sequences, max_length: int, seed: int) -> Sequences:
@@ -132,7 +132,7 @@ def pack(rows: Sequences, max_length: int, seed: int) -> Sequences:
         [[token for row in members for token in rows.input_ids[row]] for members in bins],
         [[label for row in members for label in rows.labels[row]] for members in bins],
         [[len(rows.input_ids[row]) for row in members] for members in bins],
-        [[row_id for row in members for row_id in rows.row_ids[row]] for members in bins],
+        [[place for row in members for place in rows.places[row]] for members in bins],
         rows.num_read,
         rows.num_dropped,
         rows.num_truncated,

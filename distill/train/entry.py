@@ -78,7 +78,7 @@ def train_entry(
         stop = Stop()
         count = TokenCount.of(order, lengths, trained, batch_size=entry.batch_size)
         watch = Watch(count, stop, tracker, console if processes.is_first else None, entry.name)
-        finite = FiniteCheck(entry.name, order, rows.row_ids)
+        finite = FiniteCheck(entry.name, order, rows.places, [str(path) for path in source.data])
         checkpoints = folder.path / CHECKPOINTS
         trainer = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
         found = _resume(checkpoints, processes, tracker, console, entry.name)

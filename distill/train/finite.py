@@ -22,14 +22,15 @@ _SHOWN = 32
 class FiniteCheck(TrainerCallback):  # type: ignore[misc]
     """Sees the loss of every micro-batch; looks at them once a step, in all processes, before the optimizer.
 
-    `order` is the rows in the order of training and `row_ids` the numbers in the data of each row (several where rows
-    are packed). Micro-batch j of process r in step s is number s * per_step + j * processes + r, as accelerate deals
-    them.
+    `order` is the rows in the order of training; `places` says which rows of which of the `files` each is (several
+    where rows are packed). Micro-batch j of process r in step s is number s * per_step + j * processes + r, as
+    accelerate deals them.
     """
 
     label: str
     order: Sequence[int]
-    row_ids: Sequence[Sequence[int]]
+    places: Sequence[Sequence[tuple[int, int]]]
+    files: Sequence[str]
     losses: list[Tensor] = field(default_factory=list)
 
     def see(self, loss: Tensor) -> None:
@@ -64,13 +65,18 @@ class FiniteCheck(TrainerCallback):  # type: ignore[misc]
         )
 
     def _rows(self, first: int, batches: Sequence[int], micro_batch_size: int) -> str:
-        """The rows of micro-batches, numbered as they were read."""
-        ids = []
+        """The rows of micro-batches, as `rows 4, 17 of chats.parquet (counted from 0)`."""
+        found: dict[int, list[int]] = {}
         for batch in batches:
             begin = (first + batch) * micro_batch_size
-            ids += [i for row in self.order[begin : begin + micro_batch_size] for i in self.row_ids[row]]
-        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-        return f"rows {', '.join(map(str, ids[:_SHOWN]))}{more} of the data (counted from 0)"
+            for row in self.order[begin : begin + micro_batch_size]:
+                for file, number in self.places[row]:
+                    found.setdefault(file, []).append(number)
+        parts = []
+        for file, numbers in found.items():
+            more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+            parts.append(f"rows {', '.join(map(str, numbers[:_SHOWN]))}{more} of {self.files[file]}")
+        return f"{', '.join(parts)} (counted from 0)"
 
 
 def _everyones(losses: Tensor, args: TrainingArguments) -> list[float]:

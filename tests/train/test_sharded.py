@@ -5,7 +5,6 @@ accelerate turns FSDP on a CPU into DDP without a word, so the sharding is done 
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from distill.model.load import load_model, load_tokenizer
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
-from distill.train.batches import collator, read_sequences
+from distill.train.batches import read_sequences
 from distill.train.forward import attach_loss_head
 from distill.train.signals import LiveTeacher
 from tests.train import forks, tiny
@@ -49,23 +48,18 @@ def compare(world: Path, tied: bool) -> None:
         head = model.get_output_embeddings().weight
         assert isinstance(head, DTensor) and head.to_local().shape[0] < head.shape[0]
     rows = read_sequences(load_tokenizer(world / "teacher"), [world / "chats.parquet"], 64)
-    examples = [
-        {"input_ids": ids, "labels": labels, "seq_lengths": [len(ids)]}
-        for ids, labels in itertools.islice(zip(rows.input_ids, rows.labels, strict=True), 8)
-    ]
-    collate = collator(0)
     teachers = [LiveTeacher(model) for model in (whole[1], sharded[1])]
     for objective in OBJECTIVES:
         losses = []
         for student, teacher, mine in (
-            (whole[0], teachers[0], examples),
-            (sharded[0], teachers[1], examples[rank::size]),
+            (whole[0], teachers[0], range(8)),
+            (sharded[0], teachers[1], range(rank, 8, size)),
         ):
             attach_loss_head(student, objective, 16)
             student.zero_grad()
-            batch = collate(mine)
+            batch = tiny.batch_of(rows, mine)
             output = student(**batch, with_loss_head=True, teacher=teacher(batch) if objective.ce_weight < 1 else None)
-            scale = 1 if mine is examples else size  # sharding averages gradients over processes
+            scale = 1 if student is whole[0] else size  # sharding averages gradients over processes
             (output.loss * scale).backward()
             losses.append(output.loss.detach().clone())
         dist.all_reduce(losses[1])

@@ -26,7 +26,7 @@ from distill.recipe.train import Lora
 from distill.runs import Run
 from distill.track import read_metrics
 from distill.train import stage
-from distill.train.batches import Sequences, collator, read_sequences
+from distill.train.batches import Sequences, read_sequences
 from distill.train.forward import attach_loss_head
 from distill.train.lora import adapter_config
 from distill.train.signals import LiveTeacher
@@ -120,19 +120,15 @@ def test_padding_is_no_token(world: Path, pad_is_eos: bool) -> None:
     tokenizer = load_tokenizer(world / "teacher")
     rows = rows_of(world)
     chosen = sorted(range(len(rows.input_ids)), key=lambda row: len(rows.input_ids[row]))[::13]
-    examples = [
-        {"input_ids": rows.input_ids[row], "labels": rows.labels[row], "seq_lengths": rows.segments[row]}
-        for row in chosen
-    ]
     teacher = LiveTeacher(load_model(world / "teacher", dtype="float32", device="cpu"))
     tiny.save_model(world / "other", seed=1)
-    collate = collator(tokenizer.eos_token_id if pad_is_eos else tokenizer.pad_token_id)
+    pad = tokenizer.eos_token_id if pad_is_eos else tokenizer.pad_token_id
 
-    def loss_of(batches: list[list[dict[str, Any]]]) -> tuple[float, float, Tensor]:
+    def loss_of(batches: list[list[int]]) -> tuple[float, float, Tensor]:
         model = load_model(world / "other", dtype="float32", device="cpu")
         attach_loss_head(model, Objective(ce_weight=0.5), 64)
         loss, weight = 0.0, 0.0
-        for batch in map(collate, batches):
+        for batch in (tiny.batch_of(rows, numbers, pad) for numbers in batches):
             output = model(**batch, with_loss_head=True, teacher=teacher(batch))
             output.loss.backward()
             loss, weight = loss + output.loss.item(), weight + output.metrics[4].item()
@@ -140,9 +136,9 @@ def test_padding_is_no_token(world: Path, pad_is_eos: bool) -> None:
         assert gradient is not None
         return loss, weight, gradient
 
-    together, apart = loss_of([examples]), loss_of([[example] for example in examples])
-    assert len({len(example["input_ids"]) for example in examples}) > 2
-    assert together[1] == apart[1] == sum(label != IGNORED for example in examples for label in example["labels"])
+    together, apart = loss_of([chosen]), loss_of([[row] for row in chosen])
+    assert len({rows.lengths[row] for row in chosen}) > 2
+    assert together[1] == apart[1] == sum(rows.trained[row] for row in chosen)
     assert together[0] == pytest.approx(apart[0], rel=1e-5)
     torch.testing.assert_close(together[2], apart[2], rtol=1e-3, atol=1e-4)
 
@@ -340,12 +336,7 @@ def test_the_end_of_turn_is_trained(world: Path, pad_is_eos: bool) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     eos = tokenizer.eos_token_id
     rows = rows_of(world, tokenizer)
-    examples = [
-        {"input_ids": ids, "labels": labels, "seq_lengths": [len(ids)]}
-        for ids, labels in zip(rows.input_ids, rows.labels, strict=True)
-    ]
-    assert tokenizer.pad_token_id is not None
-    batch = collator(tokenizer.pad_token_id)(examples)
+    batch = tiny.batch_of(rows, range(len(rows.input_ids)), tokenizer.pad_token_id)
     assert ((batch["labels"] == eos).sum(-1) == 1).all()
     last = [max(i for i, label in enumerate(row) if label != IGNORED) for row in batch["labels"].tolist()]
     assert all(batch["labels"][row, place] == eos for row, place in enumerate(last))

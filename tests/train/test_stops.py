@@ -94,8 +94,8 @@ def test_a_loss_that_is_no_number_names_its_rows_and_spoils_nothing(world: Path,
     folder = Run(recipe).stage("train", "sft").path
     steps = len(read_metrics(folder / "metrics.jsonl"))
     assert f"sft: loss nan in step {steps + 1}, from rows " in line
-    assert f"of the data (counted from 0); the weights are those of step {steps} -> " in line
-    named = [int(row) for row in line.split("from rows ")[1].split(" of the data")[0].split(", ")]
+    assert f"of {world / 'chats.parquet'} (counted from 0); the weights are those of step {steps} -> " in line
+    named = [int(row) for row in line.split("from rows ")[1].split(" of ")[0].split(", ")]
     assert POISONED in named and (packing or len(named) == 2)
     if not packing:
         rows = read_sequences(load_tokenizer(world / "student"), [world / "chats.parquet"], 64)
@@ -110,7 +110,8 @@ def test_a_loss_that_is_no_number_names_its_rows_and_spoils_nothing(world: Path,
 
 
 def test_a_gradient_that_is_no_number_names_the_rows_of_its_step() -> None:
-    check = FiniteCheck("kd", order=[3, 1, 2, 0, 4, 5, 6, 7], row_ids=[[10 * row] for row in range(8)])
+    places = [[(row % 2, 10 * row)] for row in range(8)]
+    check = FiniteCheck("kd", [3, 1, 2, 0, 4, 5, 6, 7], places, ["a.parquet", "b.parquet"])
     model = torch.nn.Linear(2, 1)
     arguments: Any = SimpleNamespace(world_size=1, per_device_train_batch_size=2)
     state: Any = SimpleNamespace(global_step=1)
@@ -123,12 +124,11 @@ def test_a_gradient_that_is_no_number_names_the_rows_of_its_step() -> None:
         if value == 1.0:
             check.on_pre_optimizer_step(arguments, state, control, model=model)
             continue
-        with pytest.raises(
-            DistillError, match="kd: gradient inf of a finite loss in step 2, from rows 40, 50, 60, 70 of"
-        ):
+        wanted = "kd: gradient inf of a finite loss in step 2, from rows 40, 60 of a.parquet, rows 50, 70 of b.parquet"
+        with pytest.raises(DistillError, match=wanted):
             check.on_pre_optimizer_step(arguments, state, control, model=model)
     check.on_step_begin(arguments, state, control)
     check.see(torch.tensor(1.0))
     check.see(torch.tensor(float("nan")))
-    with pytest.raises(DistillError, match="kd: loss nan in step 2, from rows 60, 70 of"):
+    with pytest.raises(DistillError, match="kd: loss nan in step 2, from rows 60 of a.parquet, rows 70 of b.parquet"):
         check.on_pre_optimizer_step(arguments, state, control, model=model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from distill.model.tokenizer import train_tokenizer
 from distill.recipe.schema import Recipe
 from distill.records import INSTRUCTION, PREFERENCE, write_parquet
+from distill.train.batches import Sequences, collator
 
 WORDS = (
     *("red", "blue", "green", "round", "flat", "tall", "small", "count", "sort", "reverse"),
@@ -88,3 +90,19 @@ def recipe(folder: Path, *entries: dict[str, Any], **sections: Any) -> Recipe:
         **sections,
     }
     return Recipe.model_validate_json(json.dumps(document))
+
+
+def batch_of(rows: Sequences, numbers: Iterable[int], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """Some rows as the trainer's collator puts them together: what a model's forward takes."""
+    collate = collator(pad_token_id)
+    examples = [
+        {
+            "input_ids": rows.input_ids[row],
+            "labels": rows.labels[row],
+            "seq_lengths": rows.segments[row],
+            "row_ids": [row],
+        }
+        for row in numbers
+    ]
+    batch = collate(examples)
+    return {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
