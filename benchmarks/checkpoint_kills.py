@@ -77,18 +77,17 @@ def run_chain(world: Path, name: str, *, objective: str, processes: int, kills: 
     while len(chain.kills) < kills:
         before = newest_whole(folder)
         job = forks.start(forks.train, killed, log=log, processes=processes)
-        inside = _kill_inside_a_save(job, folder, before.step, rng)
-        failure = _failure(log.read_text(), objective, before.step)
+        ended, inside = _kill_inside_a_save(job, folder, before.step, rng)
+        failure = _failure(log.read_text(), objective, before.step, ended=ended)
         if inside is None:
             chain.late += 1
-            if failure or Run(killed).stage("train", objective).manifest() is not None:
+            if ended or Run(killed).stage("train", objective).manifest() is not None:
                 break
             continue
         step, place, written = inside
         chain.kills.append(Kill(processes, objective, step, place, written, failure))
     codes = forks.start(forks.train, killed, log=log, processes=processes).wait()
-    said = log.read_text()
-    chain.failure = said if any(codes) or "Traceback" in said else _difference(killed, whole, objective)
+    chain.failure = log.read_text() if any(codes) else _difference(killed, whole, objective)
     return chain
 
 
@@ -97,8 +96,11 @@ def _recipe(world: Path, objective: str, name: str, *, steps: int) -> Recipe:
     return tiny.recipe(world, entry, name=name)
 
 
-def _kill_inside_a_save(job: forks.Job, folder: Path, done: int, rng: random.Random) -> tuple[int, str, int] | None:
-    """Kill at a point drawn for the first or second save; (step, place, bytes written), None where it came too late."""
+def _kill_inside_a_save(
+    job: forks.Job, folder: Path, done: int, rng: random.Random
+) -> tuple[bool, tuple[int, str, int] | None]:
+    """Kill at a point drawn for the first or second save. Whether a process had ended by itself with an error, and
+    (step, place, bytes written), None where the kill came too late."""
     step = done + rng.randint(1, 2)
     partial, place = folder / f".partial-checkpoint-{step}", folder / f"checkpoint-{step}"
     reached = _point(partial / place.name, place, rng)
@@ -106,6 +108,7 @@ def _kill_inside_a_save(job: forks.Job, folder: Path, done: int, rng: random.Ran
         if place.exists() and not list(folder.glob(".*-checkpoint-*")):
             break
         time.sleep(0.0002)
+    ended = any(process.exitcode for process in job.processes)
     victims = list(job.processes)
     rng.shuffle(victims)
     for process in victims:
@@ -114,10 +117,11 @@ def _kill_inside_a_save(job: forks.Job, folder: Path, done: int, rng: random.Ran
         process.join()
     written = _bytes_in(partial / place.name)
     if partial.exists() and not place.exists():
-        return step, "sealed" if (partial / place.name / SEAL).exists() else "writing", written
+        where = "sealed" if (partial / place.name / SEAL).exists() else "writing"
+        return ended, (step, where, written)
     if list(folder.glob(".*-checkpoint-*")):
-        return step, "renamed", written
-    return None
+        return ended, (step, "renamed", written)
+    return ended, None
 
 
 def _point(partial: Path, place: Path, rng: random.Random) -> Callable[[], bool]:
@@ -147,14 +151,12 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _failure(said: str, objective: str, step: int) -> str:
-    """What is wrong with a start that had to go on from `step`."""
-    if "Traceback" in said:
+def _failure(said: str, objective: str, step: int, *, ended: bool) -> str:
+    """What is wrong with a start that had to go on from `step`, and that was to live until it was killed."""
+    if ended:
         return said
     wanted = f"{objective}: going on from step {step}\n"
-    if step and "going on" in said and wanted not in said:
-        return f"no '{wanted.strip()}' in: {said}"
-    return ""
+    return f"no '{wanted.strip()}' in: {said}" if step and wanted not in said else ""
 
 
 def _difference(ours: Recipe, whole: Recipe, objective: str) -> str:

@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from distill.runs import canonical_json, write_atomically
 
+CHECKPOINTS, LM_CHECKPOINT = "checkpoints", "lm.pt"  # in an entry's folder
 SEAL = "seal.json"
 # The older of the two is for the case that the newer is damaged on the disk.
 KEPT = 2

@@ -25,7 +25,7 @@ from distill.track import Tracker
 from distill.train.arguments import common_arguments, dpo_loss, uses_bfloat16
 from distill.train.batches import Pairs, Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
 from distill.train.callbacks import Stop, TokenCount, Watch
-from distill.train.checkpoints import Found, newest_whole, remove_after
+from distill.train.checkpoints import CHECKPOINTS, Found, newest_whole, remove_after
 from distill.train.dpo import PreferenceTrainer
 from distill.train.export import save_student
 from distill.train.finite import FiniteCheck
@@ -35,7 +35,7 @@ from distill.train.processes import Processes
 from distill.train.signals import LiveTeacher, require_same_tokens
 
 ChatEntry = SftEntry | KdEntry | DpoEntry
-MODEL, CHECKPOINTS = "model", "checkpoints"
+MODEL = "model"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def make_scratch(scratch: Scratch) -> tuple[LlamaForCausalLM, PreTrainedTokenize
 def train_lm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, entry: LmEntry, *, checkpoint: Path, log: Log
 ) -> dict[str, float]:
-    """Train in place; resumes from `checkpoint` where there is one. Returns loss, tokens, seconds and tokens/s.
+    """Train in place; resumes from `checkpoint` where there is one, and leaves it to the caller. Returns loss, tokens, seconds and tokens/s.
 
     fp32 weights, bf16 autocast on CUDA; documents follow each other in a row and attend across their borders.
     """
@@ -94,7 +94,6 @@ def train_lm(
         if saves:
             _save(checkpoint, model, optimizer, step + 1)
     seconds = time.monotonic() - started
-    checkpoint.unlink(missing_ok=True)
     return {"loss": loss_value, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 

@@ -13,6 +13,7 @@ from distill.model.load import load_model, load_tokenizer
 from distill.recipe.teacher import Student
 from distill.recipe.train import LmEntry
 from distill.track import Tracker
+from distill.train.checkpoints import LM_CHECKPOINT
 from distill.train.lm import make_scratch, train_lm
 
 _DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -37,7 +38,7 @@ def run_lm(
             f"{values['tokens_per_second']:,.0f} tokens/s"
         )
 
-    metrics = train_lm(model, tokenizer, entry, checkpoint=folder / "lm.pt", log=log)
+    metrics = train_lm(model, tokenizer, entry, checkpoint=folder / LM_CHECKPOINT, log=log)
     model.set_attn_implementation("sdpa")
     torch.nn.Module.to(model, device="cpu", dtype=_DTYPES[student.dtype])
     model.save_pretrained(folder / "model")

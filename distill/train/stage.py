@@ -13,10 +13,10 @@ from distill.recipe.schema import Recipe, Student
 from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
 from distill.runs import Run, StageFolder, digest_of, path_digest
 from distill.track import Tracker
+from distill.train.checkpoints import CHECKPOINTS, LM_CHECKPOINT
 from distill.train.processes import Processes
 
 STUDENT_BASE = "student-base"
-CHECKPOINTS = "checkpoints"
 
 
 def run(recipe: Recipe, run: Run, *, console: Console, entry: str | None = None) -> None:
@@ -73,6 +73,7 @@ def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: 
     inputs = _inputs(recipe, student, run, entry)
     if processes.agree(folder.is_done(inputs)):
         if processes.is_first:
+            _clear_checkpoints(folder)
             console.print(f"{entry.name}: done before")
         return
     if not isinstance(entry, LmEntry):
@@ -104,8 +105,9 @@ def _train(recipe: Recipe, student: Student, run: Run, entry: Entry, processes: 
             metrics = _train_chats(recipe, student, run, entry, folder, processes, tracker, console)
         tracker.summary(metrics)
         tracker.artifact(f"{recipe.name}-{entry.name}", "checkpoint", folder.path / "model", inputs)
-    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
-    folder.finish(recipe, inputs, metrics=metrics, seed=entry.seed, notes=_notes(entry))
+    apart = (CHECKPOINTS, LM_CHECKPOINT)
+    folder.finish(recipe, inputs, metrics=metrics, seed=entry.seed, notes=_notes(entry), apart=apart)
+    _clear_checkpoints(folder)
     processes.wait()
     console.print(_line(entry, metrics))
 
@@ -139,6 +141,12 @@ def _train_chats(
         trust_remote_code=student.trust_remote_code,
     )
     return train_entry(entry, source, folder, processes=processes, tracker=tracker, console=console)
+
+
+def _clear_checkpoints(folder: StageFolder) -> None:
+    """Only when the manifest is there: until then a kill goes on from them."""
+    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
+    (folder.path / LM_CHECKPOINT).unlink(missing_ok=True)
 
 
 def _init(recipe: Recipe, run: Run, entry: Entry) -> Path | None:

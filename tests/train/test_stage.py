@@ -16,7 +16,7 @@ from rich.console import Console
 from distill.errors import CheckpointError, DataError, DistillError
 from distill.model.load import load_model, load_tokenizer
 from distill.recipe.schema import Recipe
-from distill.runs import Run
+from distill.runs import Run, write_atomically
 from distill.track import read_metrics
 from distill.train import stage
 from distill.train.callbacks import Watch
@@ -137,6 +137,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert without_times(metrics(broken, objective)) == without_times(metrics(whole, objective))
     ours, expected = (load_model(Run(r).checkpoint(objective), device="cpu").state_dict() for r in (broken, whole))
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_killed_before_the_manifest_trains_nothing_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints go when the manifest is there, and are no output."""
+    recipe = tiny.recipe(world, {"objective": "sft"})
+    folder = Run(recipe).stage("train", "sft")
+
+    def die(path: Path, text: str) -> None:
+        if path.name == "manifest.json" and path.parent == folder.path:
+            raise MemoryError
+        write_atomically(path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("distill.runs.write_atomically", die)
+        train(recipe)
+    assert (folder.path / "model/model.safetensors").exists()
+    assert "going on from step 6" in train(recipe)
+    assert not (folder.path / "checkpoints").exists()
+    assert not [name for name in folder.require().outputs if "checkpoint" in name]
 
 
 def test_killed_after_the_last_step_only_exports(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
