@@ -118,8 +118,7 @@ class StageFolder:
         notes: list[str] | None = None,
         apart: Collection[str] = (),
     ) -> Manifest:
-        """Write the manifest; from here on the stage is done. Files named in `apart` say how it went: no outputs; nor is
-        what a folder of that name holds."""
+        """Write the manifest; from here on the stage is done. Files and folders named in `apart` are no outputs."""
         apart = {MANIFEST, _BEGUN, *apart}
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name not in apart)
         files = [p for p in files if p.relative_to(self.path).parts[0] not in apart]

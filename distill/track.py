@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from distill.errors import DistillError
+from distill.runs import write_atomically
 
 if TYPE_CHECKING:
     import wandb
@@ -54,7 +55,7 @@ class Tracker:
         """Drop lines after `step`: training goes on from there and writes them again."""
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         self._handle.close()
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._handle = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def artifact(self, name: str, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -50,7 +50,9 @@ def make_scratch(scratch: Scratch) -> tuple[LlamaForCausalLM, PreTrainedTokenize
 def train_lm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, entry: LmEntry, *, checkpoint: Path, log: Log
 ) -> dict[str, float]:
-    """Train in place; resumes from `checkpoint` where there is one, and leaves it to the caller. Returns loss, tokens, seconds and tokens/s.
+    """Train in place; resumes from `checkpoint` where there is one, and leaves it to the caller to remove.
+
+    Returns loss, tokens, seconds and tokens/s.
 
     fp32 weights, bf16 autocast on CUDA; documents follow each other in a row and attend across their borders.
     """
