@@ -104,6 +104,8 @@ def _kill_inside_a_save(
     step = done + rng.randint(1, 2)
     partial, place = folder / f".partial-checkpoint-{step}", folder / f"checkpoint-{step}"
     reached = _point(partial / place.name, place, rng)
+    while any(process.is_alive() for process in job.processes) and list(folder.glob(".*-checkpoint-*")):
+        time.sleep(0.0002)  # the start removes what the kill before it left
     while any(process.is_alive() for process in job.processes) and not reached():
         if place.exists() and not list(folder.glob(".*-checkpoint-*")):
             break

@@ -43,6 +43,8 @@ def compare(world: Path, tied: bool) -> None:
     fully_shard(sharded[0])
     shard(sharded[1], head_apart=not tied)
     fully_shard(sharded[1].base_model)  # what a teacher is asked for: hidden states, without logits
+    if tied:  # sharding put another parameter into the embedding
+        sharded[1].get_output_embeddings().weight = sharded[1].get_input_embeddings().weight
     for model in sharded:
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
         head = model.get_output_embeddings().weight

@@ -244,7 +244,7 @@ def test_rows_that_one_vocabulary_lacks_have_no_mass(divergence: Any, longer: st
     assert gradient.abs().max() < 1e-12
     zeros = torch.zeros(1, 2, dtype=torch.float64)
     padded = [side if side.shape[-1] == 5 else torch.cat([side, zeros], -1) for side in (student, teacher)]
-    assert loss_of(*padded).item() > 0.1
+    assert loss_of(*padded).item() > 0.01
 
 
 class Shapes(TorchDispatchMode):
