@@ -118,7 +118,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
 def test_ten_kills_inside_saves_lose_nothing(tmp_path: Path) -> None:
     """`benchmarks.checkpoint_kills` does 100."""
     make_world(tmp_path)
-    made = list(chains(tmp_path, 10, each=5))
+    made = list(chains(tmp_path, 10, each=7))
     kills = [kill for chain in made for kill in chain.kills]
     assert len(kills) == 10 and {kill.processes for kill in kills} == {1, 2}
     assert [kill.failure for kill in kills] == [""] * 10

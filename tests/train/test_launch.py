@@ -1,4 +1,4 @@
-"""The same recipe under `accelerate launch` on one and on two CPU processes: world sizes as asked, equal losses."""
+"""The same recipe alone and under `accelerate launch` on two CPU processes: world sizes as asked, equal losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.recipe.schema import Recipe
 from distill.runs import Run
 from distill.track import read_metrics
 from distill.train.checkpoints import newest_whole
-from tests.train import tiny
+from tests.train import forks, tiny
 
 ROOT = Path(__file__).parents[2]
 ENTRIES: tuple[dict[str, Any], ...] = (
@@ -45,18 +45,17 @@ def launch(recipe: Recipe, folder: Path, processes: int, *overrides: str) -> sub
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Recipe, str, str]]:
-    """Both launches, beside each other: number of processes -> (recipe, stdout, stderr)."""
+    """One process without a launcher, and two with: number of processes -> (recipe, stdout, stderr)."""
     folder = tmp_path_factory.mktemp("launch")
     tiny.save_model(folder / "teacher")
     tiny.save_data(folder)
     recipes = {count: tiny.recipe(folder, *ENTRIES, name=f"on-{count}") for count in (1, 2)}
-    started = {count: launch(recipe, folder, count) for count, recipe in recipes.items()}
-    done = {}
-    for count, process in started.items():
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        done[count] = (recipes[count], out, err)
-    return done
+    launched = launch(recipes[2], folder, 2)
+    alone = forks.start(forks.train, recipes[1], log=folder / "log")
+    assert alone.wait() == [0], alone.text()
+    out, err = launched.communicate(timeout=240)
+    assert launched.returncode == 0, err
+    return {1: (recipes[1], alone.text(), ""), 2: (recipes[2], out, err)}
 
 
 @pytest.mark.parametrize("name", ["sft", "kd", "dpo"])

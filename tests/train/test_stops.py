@@ -37,7 +37,7 @@ def world(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("number", "processes", "code"), [(signal.SIGTERM, 2, 143), (signal.SIGINT, 1, 130)])
 def test_a_signal_to_one_process_saves_and_stops_all(world: Path, number: int, processes: int, code: int) -> None:
-    entry = {"objective": "sft", "max_steps": 80, "save_steps": 1000}
+    entry = {"objective": "sft", "max_steps": 50, "save_steps": 1000}
     recipe, log = tiny.recipe(world, entry), world / "log"
     folder = Run(recipe).stage("train", "sft").path
     job = forks.start(forks.train, recipe, log=log, processes=processes)
@@ -50,11 +50,11 @@ def test_a_signal_to_one_process_saves_and_stops_all(world: Path, number: int, p
     os.kill(pid, number)
     assert job.wait() == [code] * processes, job.text()
     found = newest_whole(folder / "checkpoints")
-    assert f"sft: stopped at step {found.step} of 80, checkpoint written; to go on: " in job.text()
-    assert 0 < found.step < 80 and found.skipped == () and found.processes == processes
+    assert f"sft: stopped at step {found.step} of 50, checkpoint written; to go on: " in job.text()
+    assert 0 < found.step < 50 and found.skipped == () and found.processes == processes
     again = forks.start(forks.train, recipe, log=log, processes=processes)
     assert not any(again.wait()) and f"sft: going on from step {found.step}\n" in again.text()
-    assert len(read_metrics(folder / "metrics.jsonl")) == 80
+    assert len(read_metrics(folder / "metrics.jsonl")) == 50
 
 
 def test_the_command_is_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,7 @@ def poison(world: Path) -> None:
     write_parquet(world / "chats.parquet", rows, INSTRUCTION)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("processes", "packing"), [(1, True), (2, False)])
 def test_a_loss_that_is_no_number_names_its_rows_and_spoils_nothing(world: Path, processes: int, packing: bool) -> None:
     poison(world)
     settings = {"batch_size": 8, "micro_batch_size": 2}
