@@ -88,9 +88,8 @@ def train_entry(
         finally:
             watch.close()
         if stop.signal is not None and trainer.state.global_step < steps:
-            _leave(
-                stop.signal, f"{entry.name}: stopped at step {trainer.state.global_step} of {steps}", processes, console
-            )
+            where = f"{entry.name}: stopped at step {trainer.state.global_step} of {steps}"
+            _leave(stop.signal, where, processes, console)
         save_student(
             trainer,
             tokenizer,
@@ -199,10 +198,9 @@ def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, co
         for reason in found.skipped:
             console.print(f"{name}: skipped {reason}")
         if found.path is not None:
-            other = (
-                f", which {found.processes} processes wrote: not bitwise" if found.processes != processes.size else ""
-            )
-            console.print(f"{name}: going on from step {found.step}{other}")
+            same = found.processes == processes.size
+            note = "" if same else f", which {found.processes} processes wrote: not bitwise"
+            console.print(f"{name}: going on from step {found.step}{note}")
         remove_after(checkpoints, found.step)
         if tracker is not None:
             tracker.rewind(found.step)

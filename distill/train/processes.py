@@ -78,7 +78,6 @@ def _as_typed(words: list[str]) -> str:
     if len(words) > 1 and os.access(words[1], os.X_OK) and Path(words[1]).is_file():
         words = words[1:]
     name = Path(words[0]).name
-    found = shutil.which(name)
-    if found is not None and os.path.samefile(found, words[0]):
+    if shutil.which(name) == words[0]:
         words = [name, *words[1:]]
     return shlex.join(words)
