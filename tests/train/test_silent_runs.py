@@ -1,4 +1,4 @@
-"""Bugs that cost quality without a word and that only a whole run shows, each with the place where it happened to others.
+"""Bugs that cost quality without a word and that only a run shows, each with the place where it happened to others.
 
 The others are in `test_silent_losses.py`.
 """
