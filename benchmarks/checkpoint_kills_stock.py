@@ -50,7 +50,7 @@ def kill_and_resume_stock(world: Path, number: int) -> str:
             break
         out = out.with_name(f"{out.name}-again")
     code = forks.start(train_stock, world, out, True, log=log).wait()[0]
-    said = log.read_text().strip().splitlines()
+    said = log.read_text().replace(f"{world}/", "").strip().splitlines()
     return (said[-1] if said else f"exit {code}") if code else ""
 
 
