@@ -97,7 +97,7 @@ class KDTrainer(SFTTrainer):
         self.finite.see(loss)
         return loss
 
-    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
 
     def create_model_card(  # type: ignore[override]
