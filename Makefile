@@ -37,6 +37,8 @@ $(VENV)/.installed-$(STAMP):
 
 $(VENV)/.installed-dev-$(STAMP): $(VENV)/.installed-$(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev,fuzz,plot]
+	@# the extra `xgrammar` without the 280 MB of Triton that it names for GPUs; the rest it needs is here
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xgrammar apache-tvm-ffi
 	@touch $@
 
 $(VENV)/.installed-slow-$(STAMP): $(VENV)/.installed-dev-$(STAMP)

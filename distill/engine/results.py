@@ -51,10 +51,13 @@ def append(sequence: Sequence, token: int) -> FinishReason | None:
     """One sampled token; why it ends the sequence, if it does."""
     sequence.token_ids.append(token)
     reason = sequence.finish_reason_of(token)
-    if sequence.tail is None:
-        return reason
     # a token that ends the sequence is no text, whether the tokenizer calls it special or not
     output_ids = sequence.output_ids[:-1] if reason == "stop" else sequence.output_ids
+    if sequence.progress is not None and reason != "stop":
+        sequence.progress.follow(output_ids)
+        reason = sequence.progress.ending or reason
+    if sequence.tail is None:
+        return reason
     may_stop = len(output_ids) >= sequence.params.min_tokens
     if output_ids and sequence.tail.push(output_ids, may_stop=may_stop, final=reason is not None):
         return "stop"

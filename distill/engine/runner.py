@@ -16,6 +16,7 @@ from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
 from distill.engine.blocks import BlockPool
 from distill.engine.buffers import StepBuffers
+from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
 from distill.engine.detokenize import TextTail
 from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
 from distill.engine.prefix import PrefixCache, exchange_scores
@@ -63,6 +64,7 @@ class Engine:
         self._buffers = StepBuffers(self.device)
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
+        self._grammars = Grammars(tokenizer, vocab_size=self.vocab_size, end_ids=self.eos_ids)
         self.stats = EngineStats()
 
     @property
@@ -87,6 +89,10 @@ class Engine:
     def num_blocks(self) -> int:
         """KV blocks in all."""
         return self.pool.num_blocks if self.pool is not None else 0
+
+    def grammar(self, constraint: Constraint) -> Grammar:
+        """The constraint compiled, for SamplingParams. Takes up to a second the first time; any thread may ask."""
+        return self._grammars.compile(constraint)
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Raise EngineError for a request that can never run; touches no state, any thread may ask."""

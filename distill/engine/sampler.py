@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from distill.engine.constrained.grammar import Progress
 from distill.engine.sequence import Sequence
 from distill.engine.types import TokenLogprob
 
@@ -51,6 +52,8 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], 
             _penalise(logits[row], sequence)
         if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
             logits[row, list(sequence.stop_ids)] = float("-inf")
+        if sequence.progress is not None:
+            _constrain(logits[row], sequence, sequence.progress)
     tokens = logits.argmax(-1)
     drawn = [i for i, p in enumerate(params) if p.temperature > 0.0]
     if drawn:
@@ -77,6 +80,17 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
     if (params.presence_penalty or params.frequency_penalty) and sequence.num_output:
         output, counts = torch.tensor(sequence.output_ids, device=logits.device).unique(return_counts=True)
         logits[output] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
+
+
+def _constrain(logits: torch.Tensor, sequence: Sequence, progress: Progress) -> None:
+    """Leave one row [V] the tokens that its grammar allows, in place. Where min_tokens forbids all of them, the grammar
+    is the stronger."""
+    progress.follow(sequence.output_ids)
+    if progress.ending is None:
+        allowed = torch.from_numpy(progress.allowed).to(logits.device)
+        if sequence.num_output < sequence.params.min_tokens and not bool((logits[allowed] > float("-inf")).any()):
+            logits[allowed] = 0.0
+        logits.masked_fill_(~allowed, float("-inf"))
 
 
 def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from distill.engine.blocks import BlockScores
+from distill.engine.constrained.grammar import Progress
 from distill.engine.detokenize import TextTail
 from distill.engine.types import FinishReason, SamplingParams, TokenLogprob
 
@@ -37,6 +38,11 @@ class Sequence:
     borrowed: list[tuple[int, BlockScores]] = field(default_factory=list)  # first position; read after this step
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_reported_logprobs: int = 0
+    progress: Progress | None = field(init=False, default=None)  # where the output is held to a grammar
+
+    def __post_init__(self) -> None:
+        if self.params.grammar is not None:
+            self.progress = self.params.grammar.start(may_end=not self.params.ignore_eos)
 
     @property
     def num_output(self) -> int:

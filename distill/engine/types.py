@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from distill.engine.constrained.grammar import Grammar
 from distill.errors import EngineError
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -60,6 +61,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit before anything else)
+    grammar: Grammar | None = None  # of `Engine.grammar`: the text stays within it
 
     def __post_init__(self) -> None:
         for name, ok, rule in (

@@ -40,6 +40,7 @@ class Limits:
     max_queue: int = 1024  # choices accepted and not answered; beyond it 503
     max_stop: int = 64
     max_bias: int = 1024  # entries of logit_bias
+    grammar_seconds: float = 10.0  # for a schema or pattern to be compiled, those before it included
     body_seconds: float = 30.0  # for a body to arrive
     send_seconds: float = 60.0  # for a stalled reader to take the next piece
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import distill
+from distill.engine.constrained.grammar import MAX_PATTERN_CHARACTERS
 from distill.engine.types import MAX_TOP_LOGPROBS
 from distill.serve.chat import ROLES, TOOL_CHOICES
 from distill.serve.fields import Limits
@@ -121,11 +122,27 @@ def _sampling(limits: Limits, vocab_size: int) -> Schema:
             "additionalProperties": _number(-100, 100),
             "maxProperties": limits.max_bias,
         },
+        "response_format": _response_format(),
+        "structured_outputs": {
+            "anyOf": [
+                _object({"json": {"type": "object", "description": "a JSON schema"}}, "json"),
+                _object({"regex": {"type": "string", "maxLength": MAX_PATTERN_CHARACTERS}}, "regex"),
+                _object({"json_object": {"const": True}}, "json_object"),
+            ]
+        },
         "stream": _FLAG,
         "stream_options": _object({"include_usage": _FLAG}),
         "user": _TEXT,
         "metadata": {"type": "object"},
     }
+
+
+def _response_format() -> Schema:
+    """What OpenAI has; which keywords a schema may use is in the refusal of one that uses others."""
+    schema = {"type": "object", "description": "a JSON schema; keywords that cannot be enforced are refused"}
+    named = _object({"name": _TEXT, "description": _TEXT, "strict": _FLAG, "schema": schema}, "name", "schema")
+    plain = _object({"type": {"enum": ["text", "json_object"]}}, "type")
+    return {"anyOf": [plain, _object({"type": {"const": "json_schema"}, "json_schema": named}, "type", "json_schema")]}
 
 
 def _message() -> Schema:

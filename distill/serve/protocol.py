@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from distill.engine.constrained.grammar import Grammar
 from distill.engine.types import MAX_TOP_LOGPROBS, SamplingParams
 from distill.errors import EngineError
 from distill.serve.chat import Chat, take_chat
 from distill.serve.fields import ApiError, Fields, Limits, check_model, finite, refuse_others, token_ids, wrong
+from distill.serve.structured import Structure, take_structure
 
 _LARGEST = (1 << 63) - 1
 _COLDEST = 1e-4  # a lower temperature is greedy: dividing by it would overflow
 _PENALTIES = (1e-3, 1e3)  # further out, logits overflow
 # fields of the OpenAI API whose other values we do not implement
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none",),
     "best_of": (1,),
@@ -42,14 +43,16 @@ class Request:
     include_usage: bool
     echo: bool = False
     add_special_tokens: bool = True  # to prompts that are text
+    structure: Structure | None = None  # what the answer has to be
 
     @property
     def num_choices(self) -> int:
         return self.n * max(1, len(self.prompts))
 
-    def params(self, room: int) -> SamplingParams:
-        """Sampling for a prompt that leaves `room` tokens of context."""
-        return SamplingParams(max_tokens=max(1, room) if self.max_tokens is None else self.max_tokens, **self.sampling)
+    def params(self, room: int, grammar: Grammar | None = None) -> SamplingParams:
+        """Sampling for a prompt that leaves `room` tokens of context; `grammar` is that of `structure`."""
+        limit = max(1, room) if self.max_tokens is None else self.max_tokens
+        return SamplingParams(max_tokens=limit, grammar=grammar, **self.sampling)
 
 
 def parse_chat(body: Any, *, model_name: str, limits: Limits) -> Request:
@@ -63,8 +66,10 @@ def parse_chat(body: Any, *, model_name: str, limits: Limits) -> Request:
     limit = fields.integer("max_completion_tokens", low=1, high=limits.max_tokens)
     older = fields.integer("max_tokens", low=1, high=limits.max_tokens)
     n, stream, include_usage = _shape(fields, limits, num_prompts=1)
+    structure = take_structure(fields)
     sampling = _sampling(fields, limits, logprobs=(top or 0) if wanted else None, prompt_logprobs=None)
-    return Request((), chat, sampling, older if limit is None else limit, n, stream, include_usage)
+    max_tokens = older if limit is None else limit
+    return Request((), chat, sampling, max_tokens, n, stream, include_usage, structure=structure)
 
 
 def parse_completion(body: Any, *, model_name: str, limits: Limits) -> Request:
@@ -81,6 +86,7 @@ def parse_completion(body: Any, *, model_name: str, limits: Limits) -> Request:
     n, stream, include_usage = _shape(fields, limits, num_prompts=len(prompts))
     if stream and scores:
         raise ApiError(400, "'echo' with 'logprobs' is not supported in a stream", param="echo")
+    structure = take_structure(fields)
     sampling = _sampling(fields, limits, logprobs=logprobs, prompt_logprobs=logprobs if scores else None)
     return Request(
         prompts=prompts,
@@ -92,6 +98,7 @@ def parse_completion(body: Any, *, model_name: str, limits: Limits) -> Request:
         include_usage=include_usage,
         echo=echo,
         add_special_tokens=add_special_tokens,
+        structure=structure,
     )
 
 

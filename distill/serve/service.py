@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from distill.engine.constrained.grammar import Grammar
 from distill.engine.runner import Engine
 from distill.engine.types import SamplingParams
 from distill.errors import EngineError
@@ -37,6 +40,7 @@ class Service:
         self.limits = limits
         self.admission = Admission(limits.max_queue)
         self.traffic = metrics.Traffic()
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._footprint = footprint(engine.model)
         self._texts = TokenTexts(engine.tokenizer)
         self._created = int(time.time())
@@ -44,6 +48,7 @@ class Service:
     def stop(self) -> None:
         self.loop.stop()
         self.tokens.stop()
+        self._compiling.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, request: HttpRequest) -> Response:
         """200 while the engine's thread lives."""
@@ -72,7 +77,7 @@ class Service:
             slot.grow(asked.num_choices)
             assert asked.chat is not None
             prompts = [await self.tokens.chat(asked.chat)]
-            params = self._checked(asked, prompts)
+            params = self._checked(asked, prompts, await self._grammar(asked))
             return given.to(self._submit(asked, prompts, params, None, slot, received))
 
     async def completions(self, request: HttpRequest) -> Response:
@@ -85,7 +90,7 @@ class Service:
                 await self.tokens.prompt(prompt, add_special_tokens=asked.add_special_tokens)
                 for prompt in asked.prompts
             ]
-            params, echoes = self._checked(asked, prompts), None
+            params, echoes = self._checked(asked, prompts, await self._grammar(asked)), None
             if asked.echo:
                 echoes = [p if isinstance(p, str) else await self.tokens.text(p) for p in asked.prompts]
             return given.to(self._submit(asked, prompts, params, echoes, slot, received))
@@ -155,11 +160,29 @@ class Service:
         )
         return Answering(self.loop, ticket, answers, delivery, self.traffic)
 
-    def _checked(self, asked: Request, prompts: Sequence[Sequence[int]]) -> list[SamplingParams]:
+    async def _grammar(self, asked: Request) -> Grammar | None:
+        """The compiled form of what the answer has to be; a wrong or too costly one is the client's error."""
+        if asked.structure is None:
+            return None
+        field, constraint = asked.structure.field, asked.structure.constraint
+        try:
+            async with asyncio.timeout(self.limits.grammar_seconds):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._compiling, self.engine.grammar, constraint
+                )
+        except EngineError as error:
+            raise ApiError(400, f"'{field}': {error}", param=field) from None
+        except TimeoutError:
+            seconds = self.limits.grammar_seconds
+            raise ApiError(400, f"'{field}' was not compiled within {seconds:g} s", param=field) from None
+
+    def _checked(
+        self, asked: Request, prompts: Sequence[Sequence[int]], grammar: Grammar | None
+    ) -> list[SamplingParams]:
         """Sampling for each prompt; one that the engine can never run is refused."""
         each = []
         for ids in prompts:
-            params = asked.params(min(self.engine.max_model_len - len(ids), self.limits.max_tokens))
+            params = asked.params(min(self.engine.max_model_len - len(ids), self.limits.max_tokens), grammar)
             try:
                 self.engine.check(ids, params)
             except EngineError as error:

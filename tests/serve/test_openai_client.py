@@ -174,7 +174,7 @@ def test_error_names_the_field(client: openai.OpenAI) -> None:
         ({"extra_body": {"stop_token_ids": list(range(65))}}, "stop_token_ids"),
         ({"seed": 1 << 70}, "seed"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages[0].tool_calls"),
-        ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
+        ({"extra_body": {"response_format": {"type": "yaml"}}}, "response_format"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 2}, "top_p"),
         ({"n": 0}, "n"),
