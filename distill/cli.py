@@ -173,13 +173,16 @@ def serve(
     kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
     max_queue: Annotated[int | None, typer.Option(min=1, help="choices open at once; beyond it 503")] = None,
     backend: Annotated[Literal["distill", "vllm"], typer.Option(help="our engine, or vLLM's command")] = "distill",
+    tensor_parallel: Annotated[
+        bool, typer.Option("--tensor-parallel", help="under torchrun: the model over all its processes")
+    ] = False,
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="stop when the parent process ends")
     ] = False,
 ) -> None:
     """Serve a model over the OpenAI protocol until stopped."""
-    from distill.serve.target import resolve
+    from distill.serve.target import launched_processes, resolve
 
     flags: dict[str, object] = {"host": host, "port": port, "api_key_env": api_key_env, "dtype": dtype}
     flags |= {"max_batch": max_batch, "kv_gib": kv_gib, "max_queue": max_queue}
@@ -188,13 +191,18 @@ def serve(
     if backend == "vllm":
         from distill.serve.vllm import exec_vllm
 
-        if device != "auto" or ready_file is not None or die_with_parent:
+        if device != "auto" or ready_file is not None or die_with_parent or tensor_parallel:
             raise DistillError(
-                "--device, --ready-file and --die-with-parent are of our own engine", remedy="leave them out with vllm"
+                "--device, --ready-file, --die-with-parent and --tensor-parallel are of our own engine",
+                remedy="leave them out with vllm",
             )
         exec_vllm(chosen.path, model_name=chosen.name, settings=settings, api_key=key, environment=os.environ)
-    from distill.serve.server import serve_model
+    from distill.serve.server import follow_model, serve_model
 
+    rank, num_shards = launched_processes() if tensor_parallel else (0, 1)
+    if rank:
+        follow_model(chosen.path, dtype=settings.dtype, device=device, settings=settings, num_shards=num_shards)
+        return
     try:
         serve_model(
             chosen.path,
@@ -207,6 +215,7 @@ def serve(
             settings=settings,
             ready_file=ready_file,
             die_with_parent=die_with_parent,
+            num_shards=num_shards,
         )
     except KeyboardInterrupt:  # how a server is meant to end
         typer.echo("stopped", err=True)

@@ -19,6 +19,7 @@ from distill.engine.buffers import StepBuffers
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
 from distill.engine.detokenize import TextTail
 from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
+from distill.engine.parallel import Team
 from distill.engine.prefix import PrefixCache, exchange_scores
 from distill.engine.probe import Structure, forward, inspect_model
 from distill.engine.scheduler import Scheduler
@@ -33,10 +34,16 @@ class Engine:
     """Continuous batching over a loaded transformers model. Not thread-safe: one thread adds, steps and aborts."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: EngineConfig = EngineConfig()
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: EngineConfig = EngineConfig(),
+        *,
+        team: Team | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self._team = team  # the other processes that hold a share of the model
         self.config = config
         self.device: torch.device = model.device
         if config.attention == "triton" and find_spec("triton") is None:
@@ -156,15 +163,33 @@ class Engine:
         self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
         num_decode = sum(work.is_decode for work in works)
         try:
-            batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
-            rows = self._buffers.put("rows of logits", np.array(results.logit_rows(works), dtype=np.int64))
-            outputs = self._advance(works, forward(self.model, batch, rows))
+            rows = results.logit_rows(works)
+            if self._team is not None:
+                self._team.lead(works, rows)
+            outputs = self._advance(works, self._forward(works, rows))
         except BaseException:
             if self.pool is not None:
                 self.pool.forget()  # blocks that this step was to fill can be found already
             raise
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
         return outputs
+
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """Compute the batches of the team's first process, until it dismisses the team."""
+        assert self._team is not None and self._team.rank
+        while (step := self._team.next_step()) is not None:
+            self._forward(*step)
+
+    def dismiss(self) -> None:
+        """Let the processes go that follow this one; nothing can be computed afterwards."""
+        if self._team is not None:
+            self._team.dismiss()
+
+    def _forward(self, works: list[Work], rows: list[int]) -> torch.Tensor:
+        """Logits of the tokens `rows` of the packed batch."""
+        batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
+        return forward(self.model, batch, self._buffers.put("rows of logits", np.array(rows, dtype=np.int64)))
 
     def generate(
         self,

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from distill.errors import CheckpointError
 from distill.model.packed import has_packable, load_packed
 from distill.model.precision import has_fast_bfloat16
+from distill.model.shards import sharding
 
 DtypeName = Literal["auto", "stored", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -34,6 +35,7 @@ def load_model(
     device: DeviceName = "auto",
     trust_remote_code: bool = False,
     packed: bool = False,
+    num_shards: int = 1,
 ) -> PreTrainedModel:
     """The causal language model at `path` (folder or hub id) in eval mode on `device`.
 
@@ -42,7 +44,8 @@ def load_model(
     "auto" is the checkpoint's dtype, or float32 where that is a 16-bit one and the CPU has no instructions for it;
     "stored" is always the checkpoint's. `packed` keeps the 4-bit weights of compressed-tensors, GPTQ and AWQ folders
     packed in memory on a CPU (distill/kernels/w4a16.py): for answers, not for training. Device "auto" is CUDA where
-    there is one. Raises CheckpointError.
+    there is one. Of `num_shards` processes that all load it, each gets its share as transformers' `tp_plan` cuts the
+    model. Raises CheckpointError.
     """
     if Path(path).exists() or _looks_local(path):
         check_weights(Path(path))
@@ -52,6 +55,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": wanted}
     if quantized:
         options["device_map"] = {"": place}
+    if num_shards > 1:
+        options["distributed_config"] = sharding(path, num_shards, quantized, place, trust_remote_code)
     if quantized == "bitsandbytes":
         _hush_int8()
     elif quantized and packed and place == "cpu" and has_packable(Path(path)):
@@ -68,7 +73,7 @@ def load_model(
             raise CheckpointError(
                 f"{path} does not load as a causal language model: {_first_line(error)}", remedy=_remedy(error)
             ) from error
-    if not quantized:
+    if not quantized and num_shards == 1:
         torch.nn.Module.to(model, place)
     model.eval()
     assert isinstance(model, PreTrainedModel)

@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from distill.engine.parallel import Team
 from distill.engine.runner import Engine, EngineConfig
 from distill.errors import DistillError
 from distill.model.load import DeviceName, DtypeName, load_model, load_tokenizer
@@ -43,6 +44,7 @@ def serve_model(
     settings: Serve = Serve(),
     ready_file: Path | None = None,
     die_with_parent: bool = False,
+    num_shards: int = 1,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish the open requests. Port 0 picks a free one. `ready_file` gets
     {"base_url", "port", "pid"} once requests are answered. A host other than loopback needs a key."""
@@ -52,8 +54,9 @@ def serve_model(
     listener = _bind(host, port)
     with listener:
         tokenizer = load_tokenizer(path)
-        model = load_model(path, dtype=dtype, device=device, packed=True)
-        engine = Engine(model, tokenizer, engine_config(settings))
+        model = load_model(path, dtype=dtype, device=device, packed=True, num_shards=num_shards)
+        team = Team() if num_shards > 1 else None
+        engine = Engine(model, tokenizer, engine_config(settings), team=team)
         limits = Limits(max_queue=settings.max_queue)
         app = create_app(engine, model_name=model_name or str(path), api_key=api_key, limits=limits)
         # the engine's thread asks for the interpreter hundreds of times a step; at the default of 5 ms every request
@@ -67,6 +70,19 @@ def serve_model(
         server.run(sockets=[listener])
     if app.state.engine_loop.failure is not None:
         raise DistillError(f"the engine failed: {app.state.engine_loop.failure}", remedy="see the log above")
+
+
+def follow_model(path: str | Path, *, dtype: DtypeName, device: DeviceName, settings: Serve, num_shards: int) -> None:
+    """One of the processes that compute for a server with a share of its model, until that ends. It is the server that
+    signals are for: it finishes the open requests first."""
+    model = load_model(path, dtype=dtype, device=device, num_shards=num_shards)
+    engine = Engine(model, None, engine_config(settings), team=Team())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        engine.follow()
+    except RuntimeError as error:
+        raise DistillError(f"the server's process is gone: {error}", remedy="start it again") from None
 
 
 def uvicorn_config(app: FastAPI, limits: Limits) -> uvicorn.Config:

@@ -47,6 +47,8 @@ class Service:
 
     def stop(self) -> None:
         self.loop.stop()
+        if self.loop.failure is None:
+            self.engine.dismiss()
         self.tokens.stop()
         self._compiling.shutdown(wait=False, cancel_futures=True)
 

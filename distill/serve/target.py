@@ -53,3 +53,14 @@ def resolve(
             remedy=f"`distill run {target}` first, or another --variant",
         )
     return Target(str(variants[chosen]), model_name or chosen, recipe.serve.model_copy(update=given))
+
+
+def launched_processes() -> tuple[int, int]:
+    """This process's rank and how many there are, from torchrun or a launcher like it."""
+    rank, size = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank is None or size < 2:
+        raise DistillError(
+            "--tensor-parallel needs several processes",
+            remedy="start it by `torchrun --nproc-per-node 2 -m distill serve MODEL --tensor-parallel`",
+        )
+    return int(rank), size

@@ -1,0 +1,43 @@
+"""One process of two that share a model: the first generates, and each writes down what it holds. Run by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from distill.engine.parallel import Team
+from distill.engine.runner import Engine, EngineConfig
+from distill.engine.types import SamplingParams
+from distill.model.load import load_model
+
+CONFIG = EngineConfig(max_batch=4, block_size=4, num_blocks=24, prefill_tokens=7)
+PROMPTS = [[5 + (3 * i + j) % 90 for j in range(n)] for i, n in enumerate((3, 12, 20, 7, 20))]
+PROMPTS.append(PROMPTS[2][:16] + [9, 8])  # begins like another one
+PARAMS = [
+    SamplingParams(max_tokens=24, temperature=t, seed=i, prompt_logprobs=s)
+    for i, (t, s) in enumerate([(0.0, None), (0.0, 0), (1.0, None), (0.0, None), (0.0, None), (0.0, 1)])
+]
+
+
+def main(model: str, folder: str) -> None:
+    engine = Engine(
+        load_model(model, dtype="float32", num_shards=int(os.environ["WORLD_SIZE"])), None, CONFIG, team=Team()
+    )
+    assert engine.cache is not None
+    held = {"bytes_per_token": engine.cache.bytes_per_token, "kv_heads": engine.cache.keys[0].shape[1]}
+    rank = int(os.environ["RANK"])
+    if rank:
+        engine.follow()
+    else:
+        done = engine.generate(PROMPTS, PARAMS)
+        engine.dismiss()
+        held["tokens"] = [c.token_ids for c in done]
+        held["scores"] = [[t.logprob for t in c.prompt_logprobs or () if t is not None] for c in done]
+        held["preemptions"] = engine.stats.preemptions
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(held))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
