@@ -25,7 +25,7 @@ from distill.engine.types import SamplingParams
 from distill.errors import CheckpointError
 from distill.model.load import load_model
 from distill.model.shards import check_shares
-from tests.engine.models import byte_tokenizer, chat_model
+from tests.engine.models import ARCHITECTURES, byte_tokenizer, chat_model, tiny_model
 from tests.engine.share_worker import CONFIG, PARAMS, PROMPTS
 
 ROOT = Path(__file__).parents[2]
@@ -102,22 +102,27 @@ def _launch(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(folder: Path, tmp_path: Path) -> None:
-    launched = _launch("-m", "tests.engine.share_worker", str(folder), str(tmp_path))
+def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+    names = [name for name in ARCHITECTURES if name not in ("llama-mqa", "opt")]  # those two are refused
+    for name in names:
+        tiny_model(name).save_pretrained(tmp_path / "models" / name)
+    launched = _launch("-m", "tests.engine.share_worker", str(tmp_path))
     output, _ = launched.communicate(timeout=300)
     assert launched.returncode == 0, output
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    engine = Engine(load_model(folder, dtype="float32"), None, CONFIG)
-    alone = engine.generate(PROMPTS, PARAMS)
-    assert engine.cache is not None and engine.cache.keys[0].shape[1] == 2
-    for held in (first, second):
-        assert held["kv_heads"] == 1
-        assert held["bytes_per_token"] * 2 == engine.cache.bytes_per_token
-    assert first["preemptions"] > 0
-    assert first["tokens"] == [list(c.token_ids) for c in alone]
-    for found, completion in zip(first["scores"], alone, strict=True):
-        expected = [t.logprob for t in completion.prompt_logprobs or () if t is not None]
-        assert found == pytest.approx(expected, rel=1e-4)
+    for name in names:
+        first, second = (json.loads((tmp_path / f"{name}.{rank}.json").read_text()) for rank in (0, 1))
+        engine = Engine(load_model(tmp_path / "models" / name, dtype="float32"), None, CONFIG)
+        alone = engine.generate(PROMPTS, PARAMS)
+        assert engine.cache is not None
+        shares = 1 if name == "phi3" else 2  # its plan gathers K and V
+        for held in (first, second):
+            assert held["kv_heads"] * shares == engine.cache.keys[0].shape[1], name
+            assert held["bytes_per_token"] * shares == engine.cache.bytes_per_token, name
+        assert first["preemptions"] > 0 or name == "mistral", name  # whose window gives blocks back
+        assert first["tokens"] == [list(c.token_ids) for c in alone], name
+        for found, completion in zip(first["scores"], alone, strict=True):
+            expected = [t.logprob for t in completion.prompt_logprobs or () if t is not None]
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.slow
