@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"]
 IGNORED = -100
 
 
@@ -24,21 +24,29 @@ class Objective:
     """loss = (1 - ce_weight) * T^2 * divergence(P, Q) + ce_weight * cross entropy, both means over the scored tokens.
 
     T^2 keeps the size of the gradient when T changes (Hinton et al., 1503.02531): d/dlogits of the divergence at
-    temperature T shrinks as 1/T^2. Cross entropy is always at temperature 1.
+    temperature T shrinks as 1/T^2. Cross entropy is always at temperature 1. `beta` is jsd's, `skew` the skew KLs'.
     """
 
     divergence: DivergenceName = "forward_kl"
     beta: float = 0.5
     temperature: float = 1.0
     ce_weight: float = 0.0
+    skew: float = 0.1
 
     def __post_init__(self) -> None:
-        assert 0.0 < self.beta < 1.0 and self.temperature > 0.0 and 0.0 <= self.ce_weight <= 1.0
+        assert 0.0 < self.beta < 1.0 and 0.0 < self.skew < 1.0
+        assert self.temperature > 0.0 and 0.0 <= self.ce_weight <= 1.0
 
     @property
     def divergence_scale(self) -> float:
         """Factor in front of the divergence: (1 - ce_weight) * T^2."""
         return (1.0 - self.ce_weight) * self.temperature**2
+
+    @property
+    def mixture(self) -> float:
+        """Share of P in the mixture M that the divergence compares with; 0 where it has none."""
+        shares = {"jsd": self.beta, "skew_forward_kl": self.skew, "skew_reverse_kl": 1.0 - self.skew}
+        return shares.get(self.divergence, 0.0)
 
 
 CROSS_ENTROPY = Objective(ce_weight=1.0)
@@ -48,8 +56,9 @@ CROSS_ENTROPY = Objective(ce_weight=1.0)
 class LossSums:
     """Sums over the scored tokens, each token times its weight; detached except `loss`. Scalars.
 
-    `divergence` is at temperature T without the factor T^2; `agreement` counts tokens on which student and teacher have
-    the same top-1, `accuracy` those on which the student's top-1 is the label. Divide by `weight` for means.
+    `divergence` is at temperature T without the factor T^2. `agreement` counts tokens on which the teacher's likeliest
+    token is the student's too, `accuracy` those on which the label is; equal logits share the first place. Divide by
+    `weight` for means.
     """
 
     loss: Tensor
@@ -75,19 +84,46 @@ def reverse_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0)
 def jsd(student_NV: Tensor, teacher_NV: Tensor, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
     """beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q, in nats, [N]. GKD, 2306.13649, eq. 1."""
     log_q, log_p = _log_softmax(student_NV, temperature), _log_softmax(teacher_NV, temperature)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    log_m = _log_mixture(log_p, log_q, beta)
     to_teacher = (log_p.exp() * (log_p - log_m)).sum(-1)
     to_student = (log_q.exp() * (log_q - log_m)).sum(-1)
     return beta * to_teacher + (1.0 - beta) * to_student
 
 
+def skew_forward_kl(student_NV: Tensor, teacher_NV: Tensor, skew: float = 0.1, temperature: float = 1.0) -> Tensor:
+    """KL(P || skew P + (1 - skew) Q), in nats, [N]: at most -log skew. DistiLLM, 2402.03898."""
+    log_q, log_p = _log_softmax(student_NV, temperature), _log_softmax(teacher_NV, temperature)
+    return (log_p.exp() * (log_p - _log_mixture(log_p, log_q, skew))).sum(-1)
+
+
+def skew_reverse_kl(student_NV: Tensor, teacher_NV: Tensor, skew: float = 0.1, temperature: float = 1.0) -> Tensor:
+    """KL(Q || (1 - skew) P + skew Q), in nats, [N]: at most -log skew. DistiLLM, 2402.03898."""
+    log_q, log_p = _log_softmax(student_NV, temperature), _log_softmax(teacher_NV, temperature)
+    return (log_q.exp() * (log_q - _log_mixture(log_p, log_q, 1.0 - skew))).sum(-1)
+
+
+def tvd(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Total variation distance, sum_v |P - Q| / 2, from 0 to 1, [N]. f-distill, 2307.15190."""
+    log_q, log_p = _log_softmax(student_NV, temperature), _log_softmax(teacher_NV, temperature)
+    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+
 def divergence(student_NV: Tensor, teacher_NV: Tensor, objective: Objective) -> Tensor:
     """The objective's divergence per token, [N], without T^2."""
-    if objective.divergence == "forward_kl":
-        return forward_kl(student_NV, teacher_NV, objective.temperature)
-    if objective.divergence == "reverse_kl":
-        return reverse_kl(student_NV, teacher_NV, objective.temperature)
-    return jsd(student_NV, teacher_NV, objective.beta, objective.temperature)
+    temperature = objective.temperature
+    match objective.divergence:
+        case "forward_kl":
+            return forward_kl(student_NV, teacher_NV, temperature)
+        case "reverse_kl":
+            return reverse_kl(student_NV, teacher_NV, temperature)
+        case "jsd":
+            return jsd(student_NV, teacher_NV, objective.beta, temperature)
+        case "skew_forward_kl":
+            return skew_forward_kl(student_NV, teacher_NV, objective.skew, temperature)
+        case "skew_reverse_kl":
+            return skew_reverse_kl(student_NV, teacher_NV, objective.skew, temperature)
+        case "tvd":
+            return tvd(student_NV, teacher_NV, temperature)
 
 
 def common_vocabulary(student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,14 +156,14 @@ def distillation_loss(
     weight = scored.to(dtype) if weights_N is None else scored * weights_N.to(dtype)
     targets = labels_N.clamp(min=0)
     ce = F.cross_entropy(student_NV.to(dtype), targets, reduction="none")
-    accuracy = student_NV.argmax(-1) == targets
+    accuracy = _is_likeliest(student_NV, targets)
     loss = objective.ce_weight * ce
     distance, agreement = torch.zeros_like(ce), torch.zeros_like(accuracy)
     if teacher_NV is not None:
         student_common, teacher_common = common_vocabulary(student_NV.to(dtype), teacher_NV.to(dtype))
         distance = divergence(student_common, teacher_common, objective)
         loss = loss + objective.divergence_scale * distance
-        agreement = student_common.argmax(-1) == teacher_common.argmax(-1)
+        agreement = _is_likeliest(student_common, teacher_common.argmax(-1))
     return LossSums(
         loss=(weight * loss).sum(),
         divergence=(weight * distance).sum().detach(),
@@ -136,6 +172,15 @@ def distillation_loss(
         accuracy=(weight * accuracy).sum(),
         weight=weight.sum(),
     )
+
+
+def _is_likeliest(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    return logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1) == logits_NV.amax(-1)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """log(share P + (1 - share) Q)."""
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

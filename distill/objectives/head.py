@@ -1,23 +1,29 @@
 """The loss head: distillation loss from hidden states and LM heads, chunk by chunk, without a batch's logits.
 
-Legend: N tokens, H student width, K teacher width, V student rows, U teacher rows, C tokens of a chunk, R = min(V, U).
+Legend: N tokens, H student width, K teacher width, V student rows, U teacher rows, C tokens of a chunk.
 The gradients of the student's hidden states and head are made in the forward pass, while a chunk's logits exist, and
-the backward pass only scales them; memory beyond inputs and gradients is a few [C, V] buffers. Reference, in plain
-torch: `divergences.distillation_loss`.
+the backward pass only scales them. Beyond inputs and gradients there are two buffers: [C, V], in which the student's
+logits become their gradient, and one for the teacher's logits, of a quarter of the rows where kernels are used.
+Reference, in plain torch: `divergences.distillation_loss`.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from distill.objectives.chunk import LogitMap, chunk_loss
 from distill.objectives.divergences import IGNORED, LossSums, Objective, distillation_loss
 
-CHUNK_TOKENS = 1024
+Form = Literal["torch", "triton"]
+ChunkLoss = Callable[[Tensor, LogitMap, Tensor | None, LogitMap, Tensor, Objective], Tensor]
+_CHUNK_TOKENS = {"cpu": 256, "torch": 1024, "triton": 2048}
+_LOW_PRECISION_SUMS = 4  # chunks whose head gradients may be summed in the head's own 16 bits
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,16 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def map(self) -> LogitMap:
+        """What happens to the raw projections."""
+        return LogitMap(self.scale, self.softcap)
+
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V], differentiable."""
-        return self.transform(torch.nn.functional.linear(hidden_NH, self.weight, self.bias))
-
-    def transform(self, raw_NV: Tensor) -> Tensor:
-        """Scale and softcap of raw projections."""
-        scaled = raw_NV if self.scale == 1.0 else raw_NV * self.scale
+        raw = torch.nn.functional.linear(hidden_NH, self.weight, self.bias)
+        scaled = raw if self.scale == 1.0 else raw * self.scale
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
-
-    def transform_gradient(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """Gradient by raw projections from that by logits, in place over `gradient_NV`."""
-        if self.softcap is not None:
-            gradient_NV.mul_(1.0 - (logits_NV / self.softcap) ** 2)
-        return gradient_NV if self.scale == 1.0 else gradient_NV.mul_(self.scale)
 
 
 def head_loss_reference(
@@ -74,39 +76,43 @@ def head_loss(
     objective: Objective,
     weights_N: Tensor | None = None,
     *,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
+    form: Form = "torch",
 ) -> LossSums:
-    """Sums over the tokens whose label is not -100 (`labels_N` is shifted already); `loss` carries the gradient.
+    """Sums over the tokens whose label is not -100 (`labels_N` is shifted already); `loss` carries the gradient, once.
 
     The teacher gets no gradient. Matmuls run in the autocast dtype where autocast is on, else in that of the hidden
     states; softmax and sums in float32 or better. Rows that are not scored cost nothing but their zero gradient.
+    `chunk_tokens`: None for what suits the device. `form` "triton" keeps a chunk's logits in the matmuls' dtype.
     """
     assert (teacher_NK is not None and teacher is not None) or objective.ce_weight == 1.0
     scored = (labels_N != IGNORED).nonzero().squeeze(-1)
     weights = weights_N.index_select(0, scored) if weights_N is not None else None
-    bias = student.bias
     teacher_hidden = None
     if objective.ce_weight < 1.0:
         assert teacher_NK is not None
         teacher_hidden = teacher_NK.detach().index_select(0, scored)
+    if chunk_tokens is None:
+        chunk_tokens = _CHUNK_TOKENS["cpu" if student_NH.device.type == "cpu" and form == "torch" else form]
     loss, metrics = _HeadLoss.apply(
         student_NH.index_select(0, scored),
         student.weight,
-        bias,
-        student,
+        student.bias,
+        student.map,
         teacher_hidden,
         teacher,
         labels_N.index_select(0, scored),
         weights,
         objective,
         chunk_tokens,
+        form,
     )
     divergence, cross_entropy, agreement, accuracy, weight = metrics.unbind()
     return LossSums(loss, divergence, cross_entropy, agreement, accuracy, weight)
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Forward makes the gradients; backward scales them."""
+    """Forward makes the gradients; backward scales them in place, and so can run only once."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -114,129 +120,159 @@ class _HeadLoss(torch.autograd.Function):
         hidden_NH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
-        student: Head,
+        student_map: LogitMap,
         teacher_NK: Tensor | None,
         teacher: Head | None,
         labels_N: Tensor,
         weights_N: Tensor | None,
         objective: Objective,
         chunk_tokens: int,
+        form: Form,
     ) -> tuple[Tensor, Tensor]:
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-        device = hidden_NH.device.type
+        device, tokens = hidden_NH.device.type, hidden_NH.shape[0]
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         exact = torch.promote_types(compute, torch.float32)
-        hidden_gradient = torch.zeros_like(hidden_NH) if wants_hidden else None
-        weight_gradient = torch.zeros_like(weight_VH, dtype=exact) if wants_weight else None
-        bias_gradient = torch.zeros(weight_VH.shape[0], dtype=exact, device=hidden_NH.device) if wants_bias else None
-        sums = torch.zeros(6, dtype=exact, device=hidden_NH.device)
+        few = tokens <= _LOW_PRECISION_SUMS * chunk_tokens and weight_VH.dtype == compute
+        gradients = _Gradients.zeros(ctx.needs_input_grad, hidden_NH, weight_VH, few=few, exact=exact)  # type: ignore[attr-defined]
+        chunk_function, part_tokens = _chunk_function(form, chunk_tokens)
+        logits = _Projection(weight_VH, bias_V, compute, chunk_tokens, compute if form == "triton" else exact, tokens)
+        teacher_logits = None
+        if teacher_NK is not None and teacher is not None:
+            dtype = compute if form == "triton" else exact
+            teacher_logits = _Projection(teacher.weight, teacher.bias, compute, part_tokens, dtype, tokens)
+        columns = torch.zeros(4, tokens, dtype=exact, device=hidden_NH.device)
+        teacher_map = LogitMap() if teacher is None else teacher.map
         with torch.autocast(device, enabled=False):
-            projection = weight_VH.to(compute)
-            teacher_projection = teacher.weight.to(compute) if teacher is not None and teacher_NK is not None else None
-            for begin in range(0, hidden_NH.shape[0], chunk_tokens):
-                rows = slice(begin, begin + chunk_tokens)
+            for begin in range(0, tokens, chunk_tokens):
+                rows = slice(begin, min(begin + chunk_tokens, tokens))
                 hidden = hidden_NH[rows].to(compute)
-                logits = student.transform(_project(hidden, projection, bias_V).to(exact))
-                teacher_logits = None
-                if teacher_NK is not None and teacher is not None and teacher_projection is not None:
-                    raw = _project(teacher_NK[rows].to(compute), teacher_projection, teacher.bias)
-                    teacher_logits = teacher.transform(raw.to(exact))
-                weights = weights_N[rows].to(exact) if weights_N is not None else None
-                chunk_sums, gradient = chunk_loss(logits, teacher_logits, labels_N[rows], weights, objective)
-                sums += chunk_sums
-                gradient = student.transform_gradient(gradient, logits).to(compute)
-                if hidden_gradient is not None:
-                    hidden_gradient[rows] = gradient @ projection
-                if weight_gradient is not None:
-                    weight_gradient += gradient.T @ hidden
-                if bias_gradient is not None:
-                    bias_gradient += gradient.sum(0)
-        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)  # type: ignore[arg-type]
-        ctx.weight_dtype = weight_VH.dtype  # type: ignore[attr-defined]
+                gradient_CV = logits(hidden)
+                for start in range(begin, rows.stop, part_tokens):
+                    part = slice(start, min(start + part_tokens, rows.stop))
+                    theirs = None
+                    if teacher_NK is not None and teacher_logits is not None:
+                        theirs = teacher_logits(teacher_NK[part].to(compute))
+                    ours = gradient_CV[start - begin : part.stop - begin]
+                    columns[:, part] = chunk_function(ours, student_map, theirs, teacher_map, labels_N[part], objective)
+                weights = weights_N[rows].to(exact).unsqueeze(-1) if weights_N is not None else None
+                gradients.add(rows, gradient_CV.to(compute), hidden, logits.weight, weights)
+        ctx.gradients = gradients  # type: ignore[attr-defined]
+        ctx.dtype = weight_VH.dtype  # type: ignore[attr-defined]
+        sums = _sums(columns, weights_N, objective)
         ctx.mark_non_differentiable(metrics := sums[1:].clone())
         return sums[0].clone(), metrics
 
     @staticmethod
     def backward(ctx: FunctionCtx, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, bias = ctx.saved_tensors  # type: ignore[attr-defined]
-        dtype = ctx.weight_dtype  # type: ignore[attr-defined]
-        return (
-            None if hidden is None else hidden * loss_gradient.to(hidden.dtype),
-            None if weight is None else (weight * loss_gradient.to(weight.dtype)).to(dtype),
-            None if bias is None else (bias * loss_gradient.to(bias.dtype)).to(dtype),
-            *(None,) * 7,
+        gradients: _Gradients | None = ctx.gradients  # type: ignore[attr-defined]
+        assert gradients is not None, "the loss head's backward pass runs once, for it scales the gradients in place"
+        dtype = ctx.dtype  # type: ignore[attr-defined]
+        ctx.gradients = None  # type: ignore[attr-defined]
+        hidden, weight, bias = (
+            None if gradient is None else gradient.mul_(loss_gradient.to(gradient.dtype))
+            for gradient in (gradients.hidden, gradients.weight, gradients.bias)
+        )
+        weight = None if weight is None else weight.to(dtype)
+        return (hidden, weight, None if bias is None else bias.to(dtype), *(None,) * 8)
+
+
+@dataclass
+class _Gradients:
+    """Of the loss, summed chunk by chunk; None where none is asked for. A frozen head costs no matmul.
+
+    The head's gradient is summed in the dtype in which it is handed over, for 16 bits halve the traffic, but in float32
+    where so many chunks are summed that 16 bits would lose them.
+    """
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def zeros(
+        cls, wanted: tuple[bool, ...], hidden_NH: Tensor, weight_VH: Tensor, *, few: bool, exact: torch.dtype
+    ) -> _Gradients:
+        """Zeros for those of (hidden, weight, bias) that are wanted."""
+        summed = weight_VH.dtype if few else torch.promote_types(weight_VH.dtype, exact)
+        rows, device = weight_VH.shape[0], hidden_NH.device
+        return cls(
+            torch.zeros_like(hidden_NH) if wanted[0] else None,
+            torch.zeros_like(weight_VH, dtype=summed) if wanted[1] else None,
+            torch.zeros(rows, dtype=exact, device=device) if wanted[2] else None,
         )
 
-
-def chunk_loss(
-    student_CV: Tensor, teacher_CU: Tensor | None, labels_C: Tensor, weights_C: Tensor | None, objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """(loss, divergence, ce, agreement, accuracy, weight) sums and d loss / d student logits [C, V] of one chunk.
-
-    Derivatives by the student's logits z at temperature T: forward KL (Q - P) / T; reverse KL Q (log Q/P - KL) / T;
-    JSD (1 - beta) Q (log Q/M - KL(Q||M)) / T; cross entropy softmax(z) - onehot.
-    """
-    labels = labels_C.unsqueeze(-1)
-    log_q = torch.log_softmax(student_CV, dim=-1)
-    ce = -log_q.gather(-1, labels).squeeze(-1)
-    top_student = student_CV.argmax(-1)
-    weight = torch.ones_like(ce) if weights_C is None else weights_C
-    loss = objective.ce_weight * ce
-    gradient: Tensor | None = None
-    if objective.ce_weight > 0.0:
-        gradient = log_q.exp()
-        gradient.scatter_add_(-1, labels, -torch.ones_like(labels, dtype=gradient.dtype))
-        gradient.mul_(objective.ce_weight)
-    distance, agreement = torch.zeros_like(ce), torch.zeros_like(ce)
-    if teacher_CU is not None:
-        rows = min(student_CV.shape[-1], teacher_CU.shape[-1])
-        teacher_CR, student_CR = teacher_CU[:, :rows], student_CV[:, :rows]
-        plain = objective.temperature == 1.0
-        log_p = torch.log_softmax(teacher_CR if plain else teacher_CR / objective.temperature, dim=-1)
-        if not plain or rows != student_CV.shape[-1]:
-            log_q = torch.log_softmax(student_CR if plain else student_CR / objective.temperature, dim=-1)
-        distance, slope = _divergence_and_slope(log_p, log_q, objective)
-        slope.mul_(objective.divergence_scale / objective.temperature)
-        loss = loss + objective.divergence_scale * distance
-        agreement = (student_CR.argmax(-1) == teacher_CR.argmax(-1)).to(ce.dtype)
-        if gradient is None:
-            gradient = slope if rows == student_CV.shape[-1] else _widen(slope, student_CV.shape[-1])
-        else:
-            gradient[:, :rows] += slope
-    assert gradient is not None
-    if weights_C is not None:
-        gradient.mul_(weight.unsqueeze(-1))
-    accuracy = (top_student == labels_C).to(ce.dtype)
-    columns = torch.stack([loss, distance, ce, agreement, accuracy, torch.ones_like(ce)])
-    return columns @ weight, gradient
+    def add(
+        self, rows: slice, gradient_CV: Tensor, hidden_CH: Tensor, projection_VH: Tensor, weights_C1: Tensor | None
+    ) -> None:
+        """A chunk's share. Weights of tokens are applied to rows of hidden states, which are narrower than logits."""
+        if self.hidden is not None:
+            by_hidden = gradient_CV @ projection_VH
+            self.hidden[rows] = by_hidden if weights_C1 is None else by_hidden * weights_C1
+        if weights_C1 is not None:
+            hidden_CH = (hidden_CH * weights_C1).to(hidden_CH.dtype)
+        if self.weight is not None:
+            _add_product_(self.weight, gradient_CV.T, hidden_CH)
+        if self.bias is not None:
+            weighted = gradient_CV if weights_C1 is None else gradient_CV * weights_C1
+            self.bias += weighted.sum(0, dtype=self.bias.dtype)
 
 
-def _divergence_and_slope(log_p: Tensor, log_q: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """Divergence [C] and T times its derivative by the student's logits [C, R]; overwrites its arguments."""
-    if objective.divergence == "forward_kl":
-        p = log_p.exp()
-        q = log_q.exp()
-        distance = log_p.sub_(log_q).mul_(p).sum(-1)
-        return distance, q.sub_(p)
-    if objective.divergence == "reverse_kl":
-        q = log_q.exp()
-        ratio = log_q.sub_(log_p)
-        distance = (q * ratio).sum(-1)
-        return distance, ratio.sub_(distance.unsqueeze(-1)).mul_(q)
-    beta = objective.beta
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    to_teacher = (log_p.exp() * (log_p - log_m)).sum(-1)
-    q = log_q.exp()
-    ratio = log_q.sub_(log_m)
-    to_student = (q * ratio).sum(-1)
-    slope = ratio.sub_(to_student.unsqueeze(-1)).mul_(q).mul_(1.0 - beta)
-    return beta * to_teacher + (1.0 - beta) * to_student, slope
+class _Projection:
+    """Raw projections of a chunk into one buffer that every chunk uses again."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, compute: torch.dtype, rows: int, dtype: torch.dtype, tokens: int
+    ) -> None:
+        self.weight = weight.detach().to(compute)
+        self._bias = None if bias is None else bias.detach().to(compute)
+        self._buffer = torch.empty(min(rows, tokens), weight.shape[0], dtype=dtype, device=weight.device)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        out = self._buffer[: hidden.shape[0]]
+        if out.dtype != hidden.dtype:
+            return out.copy_(torch.nn.functional.linear(hidden, self.weight, self._bias))
+        if self._bias is None:
+            return torch.mm(hidden, self.weight.T, out=out)
+        return torch.addmm(self._bias, hidden, self.weight.T, out=out)
 
 
-def _widen(slope_CR: Tensor, rows: int) -> Tensor:
-    """Zero gradient for the student's rows that the teacher lacks."""
-    return torch.nn.functional.pad(slope_CR, (0, rows - slope_CR.shape[-1]))
+def _chunk_function(form: Form, chunk_tokens: int) -> tuple[ChunkLoss, int]:
+    """The form's function, and how many of the teacher's rows it takes at once."""
+    if form == "torch":
+        return chunk_loss, chunk_tokens
+    from distill.kernels.loss import chunk_loss_triton
+
+    def by_kernel(
+        student: Tensor, ours: LogitMap, teacher: Tensor | None, theirs: LogitMap, labels: Tensor, objective: Objective
+    ) -> Tensor:
+        return chunk_loss_triton(
+            student,
+            teacher,
+            labels,
+            divergence=objective.divergence,
+            mixture=objective.mixture,
+            temperature=objective.temperature,
+            ce_weight=objective.ce_weight,
+            divergence_weight=objective.divergence_scale,
+            scales=(ours.scale, theirs.scale),
+            softcaps=(ours.softcap, theirs.softcap),
+        )
+
+    return by_kernel, max(1, chunk_tokens // 4)
 
 
-def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b; CUDA adds a product of 16-bit matrices to a float32 total without rounding it before."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif total.device.type == "cuda" and total.dtype == torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
+
+
+def _sums(columns: Tensor, weights_N: Tensor | None, objective: Objective) -> Tensor:
+    """(loss, divergence, cross entropy, agreement, accuracy, weight), each token times its weight."""
+    weights = torch.ones_like(columns[0]) if weights_N is None else weights_N.to(columns.dtype)
+    loss = objective.divergence_scale * columns[0] + objective.ce_weight * columns[1]
+    return torch.stack([loss, *columns.unbind(), torch.ones_like(loss)]) @ weights
