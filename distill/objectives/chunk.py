@@ -70,30 +70,27 @@ def _block(
     student_map.apply_(z)
     derivative = student_map.derivative(z)
     labels, weight = labels_B.unsqueeze(-1), objective.ce_weight
-    top = z.amax(-1)
+    _lower_(z)
     at_label = z.gather(-1, labels).squeeze(-1)
     full = _softmax(z, scratch[0])
-    total = _log_total(top, full)
-    columns[1] = total - at_label
-    columns[3] = at_label == top
+    columns[1] = _log_total(full) - at_label
+    columns[3] = at_label == 0.0
     if teacher is None:
         assert weight == 1.0
         z.copy_(full)
     else:
         rows = min(z.shape[-1], teacher.shape[-1])
-        common, t = z[:, :rows], teacher[:, :rows]
+        common, t, q = z[:, :rows], _lower_(teacher[:, :rows]), full
         if rows < z.shape[-1]:
-            top = common.amax(-1)
-        columns[2] = common.gather(-1, t.argmax(-1, keepdim=True)).squeeze(-1) == top
-        q = full
+            _lower_(common)
+        torch.add(common, t, out=_place(t, scratch[1]))
+        columns[2] = _place(t, scratch[1]).amax(-1) == 0.0
         if objective.temperature != 1.0:
             common.div_(objective.temperature)
             t.div_(objective.temperature)
-            top = top / objective.temperature
         if objective.temperature != 1.0 or rows < z.shape[-1]:
             q = _softmax(common, scratch[1])
-            total = _log_total(top, q)
-        columns[0], factor = _divergence_(common, t, q, total, scratch[2], objective)
+        columns[0], factor = _divergence_(common, t, q, scratch[2], objective)
         z[:, rows:] = 0.0
         factor *= objective.divergence_scale / objective.temperature
         if factor != 1.0:
@@ -106,18 +103,16 @@ def _block(
         z.mul_(derivative)
 
 
-def _divergence_(
-    z: Tensor, t: Tensor, q: Tensor, total_q: Tensor, scratch: Tensor, objective: Objective
-) -> tuple[Tensor, float]:
-    """Divergence [B] of tempered logits z, t [B, R], given q = softmax(z) and its log-normaliser; z becomes the
-    derivative by z up to the factor that is returned.
+def _divergence_(z: Tensor, t: Tensor, q: Tensor, scratch: Tensor, objective: Objective) -> tuple[Tensor, float]:
+    """Divergence [B] of tempered logits z, t [B, R] whose largest is 0, given q = softmax(z); z becomes the derivative
+    by z up to the factor that is returned, t is overwritten.
 
     With g = d divergence / dQ, the derivative by z is Q (g - sum Q g): g = log Q/P for reverse KL, (1 - beta) log Q/M
     for JSD, -(1 - skew) P/M for skew forward KL, log Q/M - skew Q/M for skew reverse KL, sign(Q - P) / 2 for TVD. For
     forward KL it is Q - P.
     """
     p = _softmax(t, scratch)
-    total_p = _log_total(t.amax(-1), p)
+    total_p, total_q = _log_total(p), _log_total(q)
     tiny, share = torch.finfo(z.dtype).tiny, objective.mixture
     match objective.divergence:
         case "forward_kl":
@@ -161,15 +156,23 @@ def _centre_(g: Tensor, mean: Tensor, q: Tensor) -> None:
     g.sub_(mean.unsqueeze(-1)).mul_(q)
 
 
+def _lower_(logits: Tensor) -> Tensor:
+    """The same distribution by logits whose largest is 0, in place."""
+    return logits.sub_(logits.amax(-1, keepdim=True))
+
+
+def _place(like: Tensor, scratch: Tensor) -> Tensor:
+    return scratch[: like.numel()].view(like.shape)
+
+
 def _softmax(logits: Tensor, scratch: Tensor) -> Tensor:
-    return torch.softmax(logits, -1, out=scratch[: logits.numel()].view(logits.shape))
+    return torch.softmax(logits, -1, out=_place(logits, scratch))
 
 
-def _log_total(top: Tensor, probabilities: Tensor) -> Tensor:
-    """log sum exp of logits whose largest is `top`: the likeliest token's probability is exp(top) over the sum."""
-    return top - probabilities.amax(-1).log()
+def _log_total(probabilities: Tensor) -> Tensor:
+    """log sum exp of logits whose largest is 0: the likeliest token's probability is one over the sum."""
+    return -probabilities.amax(-1).log()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row, without a product in memory."""
-    return torch.bmm(a.unsqueeze(-2), b.unsqueeze(-1)).flatten()
+    return torch.linalg.vecdot(a, b)

@@ -56,9 +56,9 @@ CROSS_ENTROPY = Objective(ce_weight=1.0)
 class LossSums:
     """Sums over the scored tokens, each token times its weight; detached except `loss`. Scalars.
 
-    `divergence` is at temperature T without the factor T^2. `agreement` counts tokens on which the teacher's likeliest
-    token is the student's too, `accuracy` those on which the label is; equal logits share the first place. Divide by
-    `weight` for means.
+    `divergence` is at temperature T without the factor T^2. `agreement` counts tokens on which student and teacher
+    have the same likeliest token, `accuracy` those on which it is the label; equal logits share the first place.
+    Divide by `weight` for means.
     """
 
     loss: Tensor
@@ -156,14 +156,14 @@ def distillation_loss(
     weight = scored.to(dtype) if weights_N is None else scored * weights_N.to(dtype)
     targets = labels_N.clamp(min=0)
     ce = F.cross_entropy(student_NV.to(dtype), targets, reduction="none")
-    accuracy = _is_likeliest(student_NV, targets)
+    accuracy = _likeliest(student_NV).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     loss = objective.ce_weight * ce
     distance, agreement = torch.zeros_like(ce), torch.zeros_like(accuracy)
     if teacher_NV is not None:
         student_common, teacher_common = common_vocabulary(student_NV.to(dtype), teacher_NV.to(dtype))
         distance = divergence(student_common, teacher_common, objective)
         loss = loss + objective.divergence_scale * distance
-        agreement = _is_likeliest(student_common, teacher_common.argmax(-1))
+        agreement = (_likeliest(student_common) & _likeliest(teacher_common)).any(-1)
     return LossSums(
         loss=(weight * loss).sum(),
         divergence=(weight * distance).sum().detach(),
@@ -174,8 +174,8 @@ def distillation_loss(
     )
 
 
-def _is_likeliest(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    return logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1) == logits_NV.amax(-1)
+def _likeliest(logits_NV: Tensor) -> Tensor:
+    return logits_NV == logits_NV.amax(-1, keepdim=True)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:

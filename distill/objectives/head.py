@@ -22,7 +22,8 @@ from distill.objectives.divergences import IGNORED, LossSums, Objective, distill
 
 Form = Literal["torch", "triton"]
 ChunkLoss = Callable[[Tensor, LogitMap, Tensor | None, LogitMap, Tensor, Objective], Tensor]
-_CHUNK_TOKENS = {"cpu": 256, "torch": 1024, "triton": 2048}
+CHUNK_TOKENS = 1024
+_CHUNK_TOKENS = {"cpu": 256, "torch": CHUNK_TOKENS, "triton": 2 * CHUNK_TOKENS}
 _LOW_PRECISION_SUMS = 4  # chunks whose head gradients may be summed in the head's own 16 bits
 
 
@@ -45,9 +46,16 @@ class Head:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V], differentiable."""
-        raw = torch.nn.functional.linear(hidden_NH, self.weight, self.bias)
-        scaled = raw if self.scale == 1.0 else raw * self.scale
+        return self.transform(torch.nn.functional.linear(hidden_NH, self.weight, self.bias))
+
+    def transform(self, raw_NV: Tensor) -> Tensor:
+        """Scale and softcap of raw projections, differentiable."""
+        scaled = raw_NV if self.scale == 1.0 else raw_NV * self.scale
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
+
+    def transform_gradient(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
+        """Gradient by raw projections from that by logits, in place over `gradient_NV`."""
+        return gradient_NV.mul_(self.map.derivative(logits_NV))
 
 
 def head_loss_reference(

@@ -10,7 +10,7 @@ from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _FP32 = 4
-CHUNK_TOKENS = 1024  # tokens whose logits the loss head of sft holds at once
+CHUNK_TOKENS = 1024  # tokens whose logits the loss head holds at once where the recipe leaves it open, at most
 _NF4_BLOCK = 64  # weights that share a scale in bitsandbytes
 _NF4_SCALES_BLOCK = 256  # scales that share a second scale under double quantization
 
@@ -131,7 +131,9 @@ def _pass_of(entry: Entry) -> _Pass:
     if isinstance(entry, LmEntry):
         return _Pass(entry.rows * entry.row_tokens, True, False, None, None)
     sequences = entry.micro_batch_size * (2 if isinstance(entry, DpoEntry) else 1)  # chosen and rejected
-    chunk = entry.chunk_tokens if isinstance(entry, KdEntry) else CHUNK_TOKENS if isinstance(entry, SftEntry) else None
+    chunk = None
+    if isinstance(entry, SftEntry | KdEntry):
+        chunk = (entry.chunk_tokens if isinstance(entry, KdEntry) else None) or CHUNK_TOKENS
     return _Pass(
         sequences * entry.max_length,
         entry.mixed_precision != "no",

@@ -58,11 +58,15 @@ class KdEntry(EntryCommon):
     """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
 
     objective: Literal["kd"]
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    jsd_beta: float = Field(default=0.5, gt=0, lt=1)
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"
+    beta: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share of the mixture of jsd")
+    skew: float = Field(default=0.1, gt=0, lt=1, description="share of the first distribution in the skew KLs' second")
     temperature: float = Field(default=1.0, gt=0)
     ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
-    chunk_tokens: int = Field(default=1024, ge=1, description="tokens whose logits exist at once")
+    chunk_tokens: int | None = Field(
+        default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
+    )
+    kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
     packing: bool = False
 
 

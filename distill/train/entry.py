@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
 
+from distill.errors import DistillError
 from distill.model.load import DtypeName, load_model, load_tokenizer, require_chat_template
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.objectives.head import Form
 from distill.quiet import quiet
 from distill.recipe.train import DpoEntry, KdEntry, SftEntry
 from distill.runs import StageFolder
@@ -153,7 +156,8 @@ def _trainer(
             peft_config=peft_config,
             objective=objective_of(entry),
             signal=signal_of,
-            chunk_tokens=entry.chunk_tokens if isinstance(entry, KdEntry) else 1024,
+            chunk_tokens=entry.chunk_tokens if isinstance(entry, KdEntry) else None,
+            form=_form(entry, config.device),
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -163,7 +167,18 @@ def objective_of(entry: SftEntry | KdEntry) -> Objective:
     """sft is the loss head with cross entropy alone."""
     if isinstance(entry, SftEntry):
         return CROSS_ENTROPY
-    return Objective(entry.divergence, entry.jsd_beta, entry.temperature, entry.ce_weight)
+    return Objective(entry.divergence, entry.beta, entry.temperature, entry.ce_weight, entry.skew)
+
+
+def _form(entry: SftEntry | KdEntry, device: torch.device) -> Form:
+    """What computes the loss. Raises where a kernel is asked for that cannot run here."""
+    if isinstance(entry, SftEntry) or entry.kernel == "torch":
+        return "torch"
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        raise DistillError(
+            f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="set `kernel: torch`"
+        )
+    return "triton"
 
 
 def _live_teacher(source: Source, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> LiveTeacher:

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distill.objectives.divergences import IGNORED, Objective
-from distill.objectives.head import Head, head_loss
+from distill.objectives.head import Form, Head, head_loss
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def logit_scale(config: Any) -> float:
     return divisor if config.model_type == "hyperclovax" else 1.0 / divisor
 
 
-def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens: int) -> None:
+def attach_loss_head(
+    model: PreTrainedModel, objective: Objective, chunk_tokens: int | None = None, form: Form = "torch"
+) -> None:
     """Make `model(..., labels=labels, with_loss_head=True, teacher=signal)` return a LossOutput.
 
     Without `with_loss_head` the forward is the model's own. Labels are shifted here, once. The base model and the head
@@ -89,6 +91,7 @@ def attach_loss_head(model: PreTrainedModel, objective: Objective, chunk_tokens:
                 shifted_N.flatten(),
                 objective,
                 chunk_tokens=chunk_tokens,
+                form=form,
             )
         metrics = torch.stack([sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight])
         return LossOutput(loss=sums.loss, metrics=metrics)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from distill.objectives.divergences import Objective
+from distill.objectives.head import Form
 from distill.train.forward import LossOutput, attach_loss_head
 from distill.train.signals import Signal
 
@@ -36,7 +37,8 @@ class KDTrainer(SFTTrainer):
         peft_config: PeftConfig | None,
         objective: Objective,
         signal: Signal | None,
-        chunk_tokens: int,
+        chunk_tokens: int | None = None,
+        form: Form = "torch",
     ) -> None:
         assert (signal is None) == (objective.ce_weight == 1.0)
         super().__init__(
@@ -48,7 +50,7 @@ class KDTrainer(SFTTrainer):
             callbacks=callbacks,
             peft_config=peft_config,
         )
-        attach_loss_head(model, objective, chunk_tokens)
+        attach_loss_head(model, objective, chunk_tokens, form)
         # Makes the Trainer count the scored tokens of a whole step, and leave their division to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.signal = signal

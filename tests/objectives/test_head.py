@@ -25,7 +25,17 @@ Q = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)
 OBJECTIVES = [
     Objective(divergence, beta, temperature, ce_weight)
     for (divergence, beta), temperature, ce_weight in itertools.product(
-        [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1)], (1.0, 2.5), (0.0, 0.3)
+        [
+            ("forward_kl", 0.5),
+            ("reverse_kl", 0.5),
+            ("jsd", 0.5),
+            ("jsd", 0.1),
+            ("skew_forward_kl", 0.5),
+            ("skew_reverse_kl", 0.5),
+            ("tvd", 0.5),
+        ],
+        (1.0, 2.5),
+        (0.0, 0.3),
     )
 ] + [CROSS_ENTROPY]
 
