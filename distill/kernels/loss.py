@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.kernels.loss_kernels import divergence_kernel
 
 _KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2, "skew_forward_kl": 3, "skew_reverse_kl": 4, "tvd": 5}
-_TILE = 4096
+_TILE = 2048
 _WARPS = 8
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from distill.objectives import chunk
 from distill.objectives.divergences import (
     CROSS_ENTROPY,
+    DivergenceName,
     Objective,
     common_vocabulary,
     distillation_loss,
     forward_kl,
     jsd,
     reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+    tvd,
 )
 from distill.objectives.head import Head, LossSums, head_loss, head_loss_reference
 
@@ -58,8 +64,39 @@ def test_forward_and_reverse_kl_are_not_mixed_up() -> None:
 def test_divergence_of_equal_distributions_is_zero() -> None:
     logits = torch.randn(5, 11, dtype=torch.float64)
     shifted = logits + 3.0  # the softmax does not see a constant
-    for value in (forward_kl(logits, shifted, 2.0), reverse_kl(logits, shifted, 2.0), jsd(logits, shifted, 0.3, 2.0)):
+    for value in (
+        forward_kl(logits, shifted, 2.0),
+        reverse_kl(logits, shifted, 2.0),
+        jsd(logits, shifted, 0.3, 2.0),
+        skew_forward_kl(logits, shifted, 0.3, 2.0),
+        skew_reverse_kl(logits, shifted, 0.3, 2.0),
+        tvd(logits, shifted, 2.0),
+    ):
         torch.testing.assert_close(value, torch.zeros_like(value), atol=1e-12, rtol=0)
+
+
+def test_skew_divergences_and_total_variation_by_hand() -> None:
+    """At skew 1/2, M = (3/8, 1/4, 3/8) as in the JSD; the numbers are symmetric in P and Q."""
+    by_hand = 0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3)
+    assert skew_forward_kl(Q.log(), P.log(), 0.5).item() == pytest.approx(by_hand)
+    assert skew_reverse_kl(Q.log(), P.log(), 0.5).item() == pytest.approx(by_hand)
+    # (0.25 + 0 + 0.25) / 2
+    assert tvd(Q.log(), P.log()).item() == pytest.approx(0.25)
+    # P = (0.9, 0.1), Q = (0.5, 0.5), skew 0.1: M = (0.54, 0.46) forward, (0.86, 0.14) reverse.
+    p, q = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    forward = 0.9 * math.log(0.9 / 0.54) + 0.1 * math.log(0.1 / 0.46)
+    reverse = 0.5 * math.log(0.5 / 0.86) + 0.5 * math.log(0.5 / 0.14)
+    assert skew_forward_kl(q, p, 0.1).item() == pytest.approx(forward, abs=1e-6)
+    assert skew_reverse_kl(q, p, 0.1).item() == pytest.approx(reverse, abs=1e-6)
+
+
+def test_skew_divergences_are_bounded_and_tend_to_the_kls() -> None:
+    student, teacher = (20.0 * torch.randn(2, 4, 9, dtype=torch.float64)).unbind()
+    for skewed, plain in ((skew_forward_kl, forward_kl), (skew_reverse_kl, reverse_kl)):
+        assert (skewed(student, teacher, 0.1) <= -math.log(0.1) + 1e-12).all()
+        near = skewed(student / 20, teacher / 20, 1e-7)
+        torch.testing.assert_close(near, plain(student / 20, teacher / 20), rtol=1e-5, atol=1e-5)
+    assert (tvd(student, teacher) <= 1.0 + 1e-12).all()
 
 
 def test_jsd_tends_to_the_kls_at_its_ends() -> None:
@@ -117,12 +154,12 @@ def gradients(sums: LossSums, hidden: Tensor, head: Head) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("rows", [(19, 19), (19, 14), (14, 19)], ids=["same", "teacher-short", "student-short"])
 def test_head_equals_autograd_in_float64(objective: Objective, rows: tuple[int, int]) -> None:
-    for chunk, transform, weighted in itertools.product((4, 100), (False, True), (False, True)):
+    for chunk_tokens, transform, weighted in itertools.product((4, 100), (False, True), (False, True)):
         hidden, student, teacher_hidden, teacher, labels, weights = make(
             torch.float64, student_rows=rows[0], teacher_rows=rows[1], transform=transform
         )
         arguments = (hidden, student, teacher_hidden, teacher, labels, objective, weights if weighted else None)
-        ours, reference = head_loss(*arguments, chunk_tokens=chunk), head_loss_reference(*arguments)
+        ours, reference = head_loss(*arguments, chunk_tokens=chunk_tokens), head_loss_reference(*arguments)
         for name in vars(reference):
             torch.testing.assert_close(getattr(ours, name), getattr(reference, name), rtol=1e-10, atol=1e-10, msg=name)
         for ours_gradient, expected in zip(
@@ -156,6 +193,66 @@ def test_autocast_projects_in_bfloat16_and_returns_float32_gradients() -> None:
     assert ours.loss.item() != reference.loss.item()
     assert ours.loss.item() == pytest.approx(reference.loss.item(), rel=2e-2)
     assert all(gradient.dtype == torch.float32 for gradient in gradients(ours, hidden, student))
+
+
+@pytest.mark.parametrize("divergence", get_args(DivergenceName))
+def test_far_apart_distributions_stay_finite(divergence: DivergenceName) -> None:
+    """Probabilities that are 0 in float32 on one side or on both."""
+    exact, low = make(torch.float64), make(torch.float32)
+    for _, head, _, other, _, _ in (exact, low):
+        head.weight.data.mul_(60.0)
+        other.weight.mul_(60.0)
+    ours = head_loss(*low[:5], Objective(divergence))
+    expected = head_loss_reference(*exact[:5], Objective(divergence))
+    assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=1e-4)
+    assert all(gradient.isfinite().all() for gradient in gradients(ours, *low[:2]))
+
+
+def test_blocks_smaller_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU works through a chunk in blocks; the last one is smaller."""
+    monkeypatch.setattr(chunk, "_BLOCK_VALUES", 3 * 19)
+    arguments = make(torch.float64)
+    ours = head_loss(*arguments[:5], Objective("jsd"), arguments[5], chunk_tokens=8)
+    expected = head_loss_reference(*arguments[:5], Objective("jsd"), arguments[5])
+    torch.testing.assert_close(ours.agreement, expected.agreement)
+    for got, wanted in zip(gradients(ours, *arguments[:2]), gradients(expected, *arguments[:2]), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_equal_logits_share_the_first_place() -> None:
+    """The student's tokens 0 and 2 are equally likely; the teacher's likeliest is 2, the label 0."""
+    student, teacher = torch.tensor([[3.0, 1.0, 3.0]]), torch.tensor([[0.0, 1.0, 2.0]])
+    identity = torch.eye(3)
+    for sums in (
+        distillation_loss(student, teacher, torch.tensor([0]), Objective()),
+        head_loss(student, Head(identity), teacher, Head(identity), torch.tensor([0]), Objective()),
+    ):
+        assert sums.agreement.item() == sums.accuracy.item() == 1.0
+    other = head_loss(student, Head(identity), teacher, Head(identity), torch.tensor([1]), Objective())
+    assert other.accuracy.item() == 0.0
+
+
+def test_the_backward_pass_runs_once() -> None:
+    """It scales the gradients where they are; a second one would scale them twice."""
+    hidden, student, teacher_hidden, teacher, labels, _ = make(torch.float64)
+    sums = head_loss(hidden, student, teacher_hidden, teacher, labels, Objective())
+    sums.loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="runs once"):
+        sums.loss.backward()
+
+
+def test_many_chunks_of_a_bfloat16_head_are_summed_in_float32() -> None:
+    """Up to four chunks share the rounding of the result; beyond, sums in 16 bits would lose what is added."""
+    exact = make(torch.float64, tokens=600)
+    low = make(torch.bfloat16, tokens=600)
+    wanted = gradients(head_loss_reference(*exact[:5], Objective()), *exact[:2])[1]
+
+    def error(chunk_tokens: int) -> float:
+        got = gradients(head_loss(*low[:5], Objective(), chunk_tokens=chunk_tokens), *low[:2])[1]
+        return ((got.double() - wanted).norm() / wanted.norm()).item()
+
+    once, few, many = error(600), error(150), error(4)
+    assert few < 1.5 * once and many < 1.5 * once
 
 
 def test_a_fully_masked_batch_costs_nothing_and_has_zero_gradients() -> None:
