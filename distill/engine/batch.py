@@ -199,10 +199,12 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Work:
-    """So many pending tokens of a sequence, to compute in this step."""
+    """So many pending tokens of a sequence, to compute in this step; the last `num_draft` of them are a draft model's
+    guesses, which the logits are to confirm."""
 
     sequence: Sequence
     num_tokens: int
+    num_draft: int = 0
 
     @property
     def is_decode(self) -> bool:

@@ -13,22 +13,24 @@ from distill.engine.types import Completion, FinishReason, StepOutput
 
 
 def logit_rows(works: list[Work]) -> list[int]:
-    """Tokens of the packed batch whose logits are needed: per sequence those that score its prompt, then the newest."""
+    """Tokens of the packed batch whose logits are needed: per sequence those that score its prompt, then the newest one
+    that is certain, and its drafts."""
     rows: list[int] = []
     start = 0
     for work in works:
         first = work.sequence.num_computed
         rows.extend(start + position - first for position in work.sequence.scored_positions(work.num_tokens))
         if work.samples:
-            rows.append(start + work.num_tokens - 1)
+            last = start + work.num_tokens - 1
+            rows.extend(range(last - work.num_draft, last + 1))
         start += work.num_tokens
     return rows
 
 
-def take_scores(works: list[Work], logits: torch.Tensor) -> tuple[list[Sequence], torch.Tensor]:
-    """Note the log probabilities of prompts that the rows of `logit_rows` hold. Returns the sequences that sample now
-    and their rows."""
-    sampling: list[Sequence] = []
+def take_scores(works: list[Work], logits: torch.Tensor) -> tuple[list[Work], torch.Tensor]:
+    """Note the log probabilities of prompts that the rows of `logit_rows` hold. Returns the works that sample now and
+    their rows, 1 + num_draft each."""
+    sampling: list[Work] = []
     sampling_rows: list[int] = []
     row = 0
     for work in works:
@@ -41,10 +43,10 @@ def take_scores(works: list[Work], logits: torch.Tensor) -> tuple[list[Sequence]
             sequence.num_scored = positions.stop + 1
             row += len(positions)
         if work.samples:
-            sampling.append(sequence)
-            sampling_rows.append(row)
-            row += 1
-    return sampling, logits if row == len(sampling) else logits[sampling_rows]
+            sampling.append(work)
+            sampling_rows.extend(range(row, row + 1 + work.num_draft))
+            row += 1 + work.num_draft
+    return sampling, logits if row == len(sampling_rows) else logits[sampling_rows]
 
 
 def append(sequence: Sequence, token: int) -> FinishReason | None:

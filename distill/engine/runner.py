@@ -17,11 +17,14 @@ from distill.engine.batch import Work, pack
 from distill.engine.blocks import BlockPool
 from distill.engine.buffers import StepBuffers
 from distill.engine.detokenize import TextTail
-from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
+from distill.engine.kv_cache import PagedKVCache
+from distill.engine.memory import make_cache, num_blocks
 from distill.engine.prefix import PrefixCache, exchange_scores
-from distill.engine.probe import Structure, forward, inspect_model
+from distill.engine.probe import forward, inspect_model
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
+from distill.engine.speculative.speculation import Draft, Speculation, check_pair, speculate
+from distill.engine.speculative.verify import Verdict
 from distill.engine.types import Completion, EngineConfig, EngineStats, FinishReason, SamplingParams, StepOutput
 from distill.errors import EngineError
 
@@ -32,7 +35,12 @@ class Engine:
     """Continuous batching over a loaded transformers model. Not thread-safe: one thread adds, steps and aborts."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: EngineConfig = EngineConfig()
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: EngineConfig = EngineConfig(),
+        *,
+        draft: Draft | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -40,17 +48,30 @@ class Engine:
         self.device: torch.device = model.device
         if config.attention == "triton" and find_spec("triton") is None:
             raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
-        structure = inspect_model(model, compare=config.probe)
+        structures = [inspect_model(model, compare=config.probe)]
+        if draft is not None:
+            check_pair(model, tokenizer, draft)
+            structures.append(inspect_model(draft.model, compare=config.probe))
+        structure = structures[0]
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
-        self.cache = _make_cache(structure, config, self.max_model_len, self.device)
+        self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
+        self.speculation: Speculation | None = None
         self._prefix: PrefixCache | None = None
-        if self.cache is not None:
-            self.max_model_len = min(self.max_model_len, self.cache.num_blocks * config.block_size)
-            self.pool = BlockPool(self.cache.num_blocks)
+        if config.use_kv_cache:
+            blocks = num_blocks(structures, config, self.max_model_len)
+            self.cache = make_cache(structure, config, blocks, self.device)
+            self.max_model_len = min(self.max_model_len, blocks * config.block_size)
+            self.pool = BlockPool(blocks)
             self._prefix = PrefixCache(self.pool, block_size=config.block_size, enabled=config.prefix_cache)
+            if draft is not None:
+                self.speculation = speculate(
+                    draft, structures[1], config, pool=self.pool, prefix=self._prefix, target_vocab=self.vocab_size
+                )
+        elif draft is not None:
+            raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
         self._scheduler = Scheduler(
             self.pool,
             self._prefix,
@@ -132,13 +153,13 @@ class Engine:
         """Drop a request and free its blocks at once; a finished or unknown one is ignored."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
-            self._scheduler.remove(sequence)
+            self._forget(sequence)
 
     def forget_prefixes(self) -> None:
         """Reuse nothing that was computed up to now. To be called between steps when the model's weights change."""
         if self.pool is not None:
             assert not self.has_work, "requests are under way"
-            self.pool.forget()
+            self._forget_blocks()
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
@@ -147,15 +168,16 @@ class Engine:
         works = self._scheduler.schedule()
         if not works:
             return []
-        self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-        num_decode = sum(work.is_decode for work in works)
         try:
+            if self.speculation is not None:
+                works = self.speculation.extend(works, self.stats)
+            self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
+            num_decode = sum(work.num_tokens for work in works if work.is_decode or work.num_draft)
             batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
             rows = self._buffers.put("rows of logits", np.array(results.logit_rows(works), dtype=np.int64))
             outputs = self._advance(works, forward(self.model, batch, rows))
         except BaseException:
-            if self.pool is not None:
-                self.pool.forget()  # blocks that this step was to fill can be found already
+            self._forget_blocks()  # those that this step was to fill can be found already
             raise
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
         return outputs
@@ -206,16 +228,30 @@ class Engine:
                 outputs.append(StepOutput(work.sequence.request_id, completion=self._finish(work.sequence, "length")))
         if not sampling:
             return outputs
-        self.stats.sampled_tokens += len(sampling)
-        tokens, reports = sampler.sample(logits.float(), sampling)
-        for sequence, token, report in zip(sampling, tokens, reports, strict=True):
-            if report is not None:
-                sequence.logprobs.append(report)
-            reason = results.append(sequence, token)
-            output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
+        for work, verdict in zip(sampling, self._choose(sampling, logits.float()), strict=True):
+            reason = self._append(work.sequence, verdict)
+            output = results.news(work.sequence, self._finish(work.sequence, reason) if reason is not None else None)
             if output is not None:
                 outputs.append(output)
         return outputs
+
+    def _choose(self, works: list[Work], logits: torch.Tensor) -> list[Verdict]:
+        """The tokens that each sequence gets: one, or more where guesses of a draft stand."""
+        if self.speculation is not None:
+            return self.speculation.settle(works, logits, self.stats)
+        tokens, reports = sampler.sample(logits, [work.sequence for work in works])
+        return [Verdict([token], [report]) for token, report in zip(tokens, reports, strict=True)]
+
+    def _append(self, sequence: Sequence, verdict: Verdict) -> FinishReason | None:
+        """Append tokens up to the first that ends the sequence."""
+        for token, report in zip(verdict.tokens, verdict.reports, strict=True):
+            self.stats.sampled_tokens += 1
+            if report is not None:
+                sequence.logprobs.append(report)
+            reason = results.append(sequence, token)
+            if reason is not None:
+                return reason
+        return None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> Completion:
         """Free the sequence and make its completion."""
@@ -225,7 +261,18 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request_id]
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
+        if self.speculation is not None:
+            self.speculation.drop(sequence.request_id)
+
+    def _forget_blocks(self) -> None:
+        if self.pool is not None:
+            self.pool.forget()
+        if self.speculation is not None:
+            self.speculation.forget()
 
     def _count(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         stats = self.stats
@@ -257,27 +304,3 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) 
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.add(int(tokenizer.eos_token_id))
     return frozenset(found)
-
-
-def _make_cache(
-    structure: Structure, config: EngineConfig, max_model_len: int, device: torch.device
-) -> PagedKVCache | None:
-    """The cache, as large as the configuration allows but no larger than max_batch full contexts need."""
-    if not config.use_kv_cache:
-        return None
-    dtype, quantized = structure.dtype, config.kv_dtype == "int8"
-    block_bytes = config.block_size * sum(stored_bytes(s, dtype, quantized=quantized) for s in structure.layers)
-    most = config.max_batch * blocks_for(max_model_len, config.block_size)
-    num_blocks = config.num_blocks or min(most, config.kv_bytes // block_bytes)
-    if num_blocks < 1:
-        raise EngineError(
-            f"a KV block takes {block_bytes} bytes, kv_bytes is {config.kv_bytes}", remedy="give the cache more memory"
-        )
-    return PagedKVCache(
-        structure.layers,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        dtype=dtype,
-        device=device,
-        quantized=quantized,
-    )

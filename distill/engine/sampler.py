@@ -6,6 +6,8 @@ on its request's seed and its position alone, so a request samples the same text
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import numpy as np
 import torch
 
@@ -43,6 +45,25 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], 
     params = [s.params for s in sequences]
     wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
     raw = logits[wanted] if wanted else None  # a copy: what follows writes into the logits
+    shape(logits, sequences)
+    tokens = logits.argmax(-1)
+    drawn = [i for i, p in enumerate(params) if p.temperature > 0.0]
+    if drawn:
+        rows = torch.tensor(drawn, device=logits.device)
+        chosen = [sequences[i] for i in drawn]
+        tokens[rows] = draw(distribution(logits[rows], chosen), [s.seed for s in chosen], chosen)
+    token_ids: list[int] = tokens.tolist()
+    reports: list[TokenLogprob | None] = [None] * len(sequences)
+    if raw is not None:
+        counts = [params[i].logprobs or 0 for i in wanted]
+        found = logprobs_of(raw, [token_ids[i] for i in wanted], counts)
+        for i, report in zip(wanted, found, strict=True):
+            reports[i] = report
+    return token_ids, reports
+
+
+def shape(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
+    """Bias, penalties and the ban on an early end, on rows of logits [R, V] in place."""
     for row, sequence in enumerate(sequences):
         if sequence.params.logit_bias:
             tokens_at, biases = zip(*sequence.params.logit_bias, strict=True)
@@ -51,19 +72,6 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], 
             _penalise(logits[row], sequence)
         if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
             logits[row, list(sequence.stop_ids)] = float("-inf")
-    tokens = logits.argmax(-1)
-    drawn = [i for i, p in enumerate(params) if p.temperature > 0.0]
-    if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
-        tokens[rows] = _draw(logits[rows], [sequences[i] for i in drawn])
-    token_ids: list[int] = tokens.tolist()
-    reports: list[TokenLogprob | None] = [None] * len(sequences)
-    if raw is not None:
-        counts = [params[i].logprobs or 0 for i in wanted]
-        found = _logprobs(raw, [token_ids[i] for i in wanted], counts)
-        for i, report in zip(wanted, found, strict=True):
-            reports[i] = report
-    return token_ids, reports
 
 
 def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
@@ -79,24 +87,34 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
         logits[output] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
 
 
-def _draw(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """Sample rows [R, V] with temperature and filters: the inverse of the cumulative distribution at one uniform number
-    a row, in the order of token ids."""
+def distribution(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    """Probabilities [R, V] at each row's temperature, 0 where its filters cut; what they leave is not scaled to 1."""
     params = [s.params for s in sequences]
     probs = torch.softmax(logits / _column([p.temperature for p in params], logits), dim=-1)
     if any(p.top_k or p.top_p < 1.0 or p.min_p > 0.0 for p in params):
         probs = probs.masked_fill(probs < _thresholds(probs, sequences), 0.0)
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    seeds = np.fromiter((s.seed % 2**64 for s in sequences), dtype=np.uint64, count=len(sequences))
-    positions = np.fromiter((s.num_output for s in sequences), dtype=np.uint64, count=len(sequences))
-    noise = torch.from_numpy(uniforms(seeds, positions)).to(logits.device).unsqueeze(1)
+    return probs
+
+
+def draw(weights: torch.Tensor, seeds: Seq[int], sequences: Seq[Sequence]) -> torch.Tensor:
+    """A token a row of weights [R, V]: the inverse of the cumulative distribution, in the order of token ids, at the
+    uniform number of the row's seed and its sequence's position."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    noise = torch.from_numpy(noise_of(seeds, sequences)).to(weights.device).unsqueeze(1)
     target = noise * cumulative[:, -1:]
     # target < total except by rounding; the first index that reaches the total is the last token with any probability
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
     return torch.minimum(torch.searchsorted(cumulative, target, right=True), last).squeeze(1)
 
 
-def _thresholds(probs: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def noise_of(seeds: Seq[int], sequences: Seq[Sequence]) -> np.ndarray:
+    """The uniform number of each seed at its sequence's next position, float64 [R]."""
+    own = np.fromiter((seed % 2**64 for seed in seeds), dtype=np.uint64, count=len(sequences))
+    positions = np.fromiter((s.num_output for s in sequences), dtype=np.uint64, count=len(sequences))
+    return uniforms(own, positions)
+
+
+def _thresholds(probs: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     """Smallest probability that each row's filters keep, [R, 1]: top-k, then top-p of what is left, then min-p."""
     params = [s.params for s in sequences]
     vocab = probs.shape[-1]
@@ -126,7 +144,7 @@ def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
-def _logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:
+def logprobs_of(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:
     """Log probabilities of tokens under the unchanged logits [R, V], and the best `counts` of each row."""
     logits = logits.float()
     total = logits.logsumexp(-1, keepdim=True)
@@ -145,4 +163,4 @@ def _logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> 
 
 def score(logits: torch.Tensor, token_ids: list[int], depth: int) -> list[TokenLogprob]:
     """How likely the tokens [R] are under their logits [R, V], with the likeliest `depth` tokens, one at least."""
-    return _logprobs(logits, token_ids, [max(1, depth)] * len(token_ids))
+    return logprobs_of(logits, token_ids, [max(1, depth)] * len(token_ids))

@@ -78,6 +78,11 @@ class Sequence:
     def output_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt :]
 
+    def until(self, length: int) -> Sequence:
+        """What decides its next token, as it was when it had `length` tokens; without blocks and text."""
+        own = self.token_ids[:length]
+        return Sequence(self.request_id, own, self.num_prompt, self.params, self.seed, self.max_length, self.stop_ids)
+
     def finish_reason_of(self, token_id: int) -> FinishReason | None:
         """Whether the token just appended ends the sequence (stop strings are the caller's)."""
         if token_id in self.stop_ids:

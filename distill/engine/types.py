@@ -136,7 +136,7 @@ class EngineStats:
 
     steps: int = 0
     prefill_tokens: int = 0  # computed in prefill, recomputation after preemption included
-    decode_tokens: int = 0  # computed one a sequence and step
+    decode_tokens: int = 0  # computed one a sequence and step, or with the draft's guesses after it
     cached_tokens: int = 0  # found in the prefix cache instead of computed
     sampled_tokens: int = 0
     preemptions: int = 0
@@ -149,3 +149,18 @@ class EngineStats:
     block_evictions: int = 0  # cached blocks given to other tokens
     buffer_allocations: int = 0  # arrays of a step that needed more memory than any step before
     blocks_peak: int = 0  # most blocks ever used at once
+    verifications: int = 0  # forward passes of a sequence with guesses of a draft
+    draft_tokens: int = 0  # guesses in them
+    accepted_tokens: int = 0  # guesses that stood
+    draft_seconds: float = 0.0  # time of guessing, part of the steps' time
+    draft_blocks_used: int = 0  # of the draft's own cache
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the draft's guesses that stood; 0 without any."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
+
+    @property
+    def accept_length(self) -> float:
+        """Mean tokens that one verification yields: the accepted guesses and the target's own token; 0 without any."""
+        return 1 + self.accepted_tokens / self.verifications if self.verifications else 0.0
