@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -111,3 +113,14 @@ def chat_model(tokenizer: hf.PreTrainedTokenizerFast, seed: int = 0, **overrides
     config = {**_BASE, "vocab_size": len(tokenizer), "num_key_value_heads": 2, **overrides}
     config["eos_token_id"] = tokenizer.eos_token_id
     return hf.LlamaForCausalLM(hf.LlamaConfig(**config)).float().eval()
+
+
+def nearby(model: hf.PreTrainedModel, noise: float, seed: int = 0) -> hf.PreTrainedModel:
+    """The model with noise on its weights, as a share of each tensor's spread: a draft that is right now and then."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.dim() > 1:
+                parameter += noise * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return other
