@@ -172,6 +172,8 @@ def serve(
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
     max_queue: Annotated[int | None, typer.Option(min=1, help="choices open at once; beyond it 503")] = None,
+    draft: Annotated[str | None, typer.Option(help="small model that guesses for the served one")] = None,
+    draft_tokens: Annotated[int | None, typer.Option(min=1, max=64, help="guessed at a time; default 4")] = None,
     backend: Annotated[Literal["distill", "vllm"], typer.Option(help="our engine, or vLLM's command")] = "distill",
     ready_file: Annotated[Path | None, typer.Option(help="written with the base URL once it answers")] = None,
     die_with_parent: Annotated[
@@ -183,6 +185,7 @@ def serve(
 
     flags: dict[str, object] = {"host": host, "port": port, "api_key_env": api_key_env, "dtype": dtype}
     flags |= {"max_batch": max_batch, "kv_gib": kv_gib, "max_queue": max_queue}
+    flags |= {"draft": draft, "draft_tokens": draft_tokens}
     chosen = resolve(target, overrides=overrides or (), variant=variant, model_name=model_name, flags=flags)
     settings, key = chosen.settings, chosen.api_key()
     if backend == "vllm":

@@ -54,16 +54,25 @@ def answer_all(
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Greedy answers in the order of the tasks, batched through the engine with the recipe's serve limits."""
+    engine = make_engine(model, tokenizer, settings)
+    completions = engine.generate(prompts_of(tokenizer, tasks), SamplingParams(max_tokens=max_tokens), progress)
+    return [Answer(c.text, len(c.token_ids), c.finish_reason) for c in completions]
+
+
+def make_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Serve) -> Engine:
+    """An engine with the recipe's serve limits."""
     config = EngineConfig(
         max_batch=settings.max_batch,
         block_size=settings.block_size,
         prefill_tokens=settings.prefill_tokens,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
     )
-    engine = Engine(model, tokenizer, config)
-    prompts = [render(tokenizer, user_message(task.prompt), add_generation_prompt=True) for task in tasks]
-    completions = engine.generate(prompts, SamplingParams(max_tokens=max_tokens), progress)
-    return [Answer(c.text, len(c.token_ids), c.finish_reason) for c in completions]
+    return Engine(model, tokenizer, config)
+
+
+def prompts_of(tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]) -> list[list[int]]:
+    """The tasks as a user asks them, by the tokenizer's chat template."""
+    return [render(tokenizer, user_message(task.prompt), add_generation_prompt=True) for task in tasks]
 
 
 def answer_rows(tasks: Sequence[Task], answers: Sequence[Answer], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.evaluate.accept_length import GreedyText, greedy_texts, measure_accept_length
 from distill.evaluate.accuracy import ANSWERS, accuracy_metrics, answer_all, answer_rows
 from distill.evaluate.fidelity import (
     FIDELITY,
@@ -45,6 +46,7 @@ class Session:
         self._tasks = held_out_tasks(section)
         self._grader = Grader(section.isolation)
         self._teacher: tuple[list[ReferenceRow], TeacherSignal] | None = None
+        self._greedy: list[GreedyText] = []  # the teacher's answers, where students are measured as its drafts
 
     def evaluate(self, name: str, path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
         """Metrics and notes of one variant; writes `answers.parquet` and `fidelity.parquet` into `folder`."""
@@ -60,6 +62,8 @@ class Session:
         metrics |= answers | {"answer_seconds": seconds}
         fidelity, skipped = self._fidelity(model, tokenizer, folder)
         metrics |= fidelity | {"fidelity_skipped": skipped}
+        if name != "teacher" and skipped is None:
+            metrics |= self._accept_length(model, tokenizer)
         del model
         _free()
         return metrics, [f"agreement and KL are not measured: {skipped}"] if skipped else []
@@ -104,6 +108,20 @@ class Session:
         write_parquet(folder / "fidelity.parquet", [asdict(row) for row in found], FIDELITY)
         return fidelity_metrics(found), skipped
 
+    def _accept_length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """How far the variant's guesses carry as the teacher's draft, where the recipe asks."""
+        section = self._section
+        if section.draft_tokens is None:
+            return {}
+        return measure_accept_length(
+            model,
+            tokenizer,
+            self._greedy,
+            settings=self._recipe.serve,
+            max_tokens=section.max_tokens,
+            draft_tokens=section.draft_tokens,
+        )
+
     def _rows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[ReferenceRow]:
         config = model.config.get_text_config().to_dict()
         tasks = reference_tasks(self._tasks, self._section.divergence_rows)
@@ -112,6 +130,10 @@ class Session:
     def _remember_teacher(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         rows = self._rows(model, tokenizer)
         self._teacher = rows, teacher_signal(model, rows)
+        if self._section.draft_tokens is not None:
+            tasks = reference_tasks(self._tasks, self._section.divergence_rows)
+            settings, max_tokens = self._recipe.serve, self._section.max_tokens
+            self._greedy = greedy_texts(model, tokenizer, tasks, settings=settings, max_tokens=max_tokens)
 
 
 def _size(model: PreTrainedModel) -> dict[str, int]:

@@ -79,6 +79,8 @@ def result_line(folder: StageFolder) -> str:
     parts.append(f"perplexity {metrics['perplexity']:.3f}")
     if metrics["kl"] is not None:
         parts.append(f"KL {metrics['kl']:z.4f}, agreement {metrics['agreement']:.1%}")
+    if metrics.get("accept_length") is not None:
+        parts.append(f"accept length {metrics['accept_length']:.2f}")
     return ", ".join(parts)
 
 

@@ -26,6 +26,8 @@ class Serve(Section):
     prefill_tokens: int = Field(default=512, ge=1, description="prompt tokens prefilled in one step")
     max_queue: int = Field(default=1024, ge=1, description="choices accepted and not answered; beyond it 503")
     dtype: Dtype = "auto"
+    draft: str | None = Field(default=None, description="model whose guesses the served one checks; null: none")
+    draft_tokens: int = Field(default=4, ge=1, le=64, description="guessed at a time")
 
 
 class Evaluate(Section):
@@ -38,6 +40,9 @@ class Evaluate(Section):
     max_tokens: int = Field(default=384, ge=1)
     divergence_rows: int = Field(default=128, ge=1, description="reference answers for perplexity, agreement and KL")
     isolation: Isolation = "bubblewrap"
+    draft_tokens: int | None = Field(
+        default=None, ge=1, le=64, description="guesses at a time of students as drafts of the teacher; null: none"
+    )
     variants: tuple[str, ...] | None = Field(default=None, description="null: all there are")
 
 

@@ -60,6 +60,7 @@ def render_page(run: Gathered) -> str:
         kinds=kinds,
         batch=next((int(v.serving["batch"]) for v in run.variants if v.serving and "batch" in v.serving), None),
         cells=cells,
+        accept_tokens=next((int(n) for v in run.variants if (n := v.evaluated("accept_length_draft_tokens"))), None),
         bytes_plot=bytes_plot(run),
         speed_plot=speed_plot(run),
         curves=[(curve, charts.training_curve(curve.name, curve.steps, curve.losses)) for curve in run.curves],

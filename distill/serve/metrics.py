@@ -62,7 +62,7 @@ class Traffic:
 def render(engine: Engine, cost: Footprint, traffic: Traffic, admission: Admission) -> str:
     """The exposition."""
     lines: list[str] = []
-    for name, kind, text, value in _samples(engine, cost, traffic, admission):
+    for name, kind, text, value in [*_samples(engine, cost, traffic, admission), *_draft_samples(engine)]:
         lines += [*_head(name, kind, text), f"distill_{name} {value}"]
     lines += _head("model_info", "gauge", "how the model is held")
     lines.append(f'distill_model_info{{dtype="{cost.dtype}",device="{cost.device}"}} 1')
@@ -116,4 +116,21 @@ def _samples(
         ("step_weight_bytes", "gauge", "bytes of weights that a step reads", cost.step_weight_bytes),
         ("token_weights", "gauge", "weights that a token is multiplied with", cost.token_weights),
         ("head_weights", "gauge", "weights that a row of logits is multiplied with", cost.head_weights),
+    ]
+
+
+def _draft_samples(engine: Engine) -> list[tuple[str, str, str, float]]:
+    """What a draft model did, where there is one."""
+    if engine.speculation is None:
+        return []
+    stats, cache = engine.stats, engine.speculation.drafter.cache
+    return [
+        ("draft_tokens_total", "counter", "tokens that the draft guessed", stats.draft_tokens),
+        ("draft_accepted_tokens_total", "counter", "guesses that stood", stats.accepted_tokens),
+        ("draft_verifications_total", "counter", "forward passes of sequences with guesses", stats.verifications),
+        ("draft_seconds_total", "counter", "time of guessing, part of the steps'", stats.draft_seconds),
+        ("draft_acceptance_rate", "gauge", "share of the guesses that stood", stats.acceptance_rate),
+        ("draft_accept_length", "gauge", "mean tokens that a verification yields", stats.accept_length),
+        ("draft_kv_blocks_used", "gauge", "KV blocks of the draft in use", stats.draft_blocks_used),
+        ("draft_kv_bytes_per_token", "gauge", "KV bytes of one token of the draft", cache.bytes_per_token),
     ]

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from distill.engine.runner import Engine, EngineConfig
+from distill.engine.speculative.speculation import Draft
 from distill.errors import DistillError
 from distill.model.load import DeviceName, DtypeName, load_model, load_tokenizer
 from distill.recipe.schema import Serve
@@ -53,7 +54,8 @@ def serve_model(
     with listener:
         tokenizer = load_tokenizer(path)
         model = load_model(path, dtype=dtype, device=device, packed=True)
-        engine = Engine(model, tokenizer, engine_config(settings))
+        draft = load_draft(settings, dtype=dtype, device=device)
+        engine = Engine(model, tokenizer, engine_config(settings), draft=draft)
         limits = Limits(max_queue=settings.max_queue)
         app = create_app(engine, model_name=model_name or str(path), api_key=api_key, limits=limits)
         # the engine's thread asks for the interpreter hundreds of times a step; at the default of 5 ms every request
@@ -93,6 +95,14 @@ def engine_config(settings: Serve) -> EngineConfig:
         prefill_tokens=settings.prefill_tokens,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
     )
+
+
+def load_draft(settings: Serve, *, dtype: DtypeName, device: DeviceName) -> Draft | None:
+    """The draft model that the serve section names, if it does."""
+    if settings.draft is None:
+        return None
+    model = load_model(settings.draft, dtype=dtype, device=device, packed=True)
+    return Draft(model, load_tokenizer(settings.draft), settings.draft_tokens)
 
 
 def _bind(host: str, port: int) -> socket.socket:

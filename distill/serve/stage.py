@@ -9,6 +9,7 @@ from rich.console import Console
 from distill.recipe.schema import Recipe
 from distill.runs import Run, StageFolder, digest_of, path_digest
 
+_OF_A_SERVER = {"host", "port", "api_key_env", "draft", "draft_tokens"}  # keys that no measurement depends on
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
@@ -19,7 +20,7 @@ def run(recipe: Recipe, run: Run, *, console: Console) -> None:
         folder = run.stage("serve", name)
         inputs = {
             "model": path_digest(path),
-            "serve": digest_of(recipe.serve.model_dump(mode="json", exclude={"host", "port", "api_key_env"})),
+            "serve": digest_of(recipe.serve.model_dump(mode="json", exclude=_OF_A_SERVER)),
             "device": device,
         }
         if folder.is_done(inputs):

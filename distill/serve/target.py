@@ -47,9 +47,18 @@ def resolve(
     chosen = variant or list(variants)[-1]
     if chosen not in variants:
         raise DistillError(f"no variant '{chosen}'", remedy=f"one of {', '.join(variants)}")
-    if chosen != "teacher" and not variants[chosen].is_dir():
+    path = _made(variants, chosen, target)
+    settings = recipe.serve.model_copy(update=given)
+    if settings.draft in variants:
+        settings = settings.model_copy(update={"draft": _made(variants, settings.draft, target)})
+    return Target(path, model_name or chosen, settings)
+
+
+def _made(variants: Mapping[str, Path], name: str, target: str) -> str:
+    """The path of a variant that is there."""
+    if name != "teacher" and not variants[name].is_dir():
         raise DistillError(
-            f"{chosen} is not made yet: no folder {variants[chosen]}",
-            remedy=f"`distill run {target}` first, or another --variant",
+            f"{name} is not made yet: no folder {variants[name]}",
+            remedy=f"`distill run {target}` first, or another variant",
         )
-    return Target(str(variants[chosen]), model_name or chosen, recipe.serve.model_copy(update=given))
+    return str(variants[name])

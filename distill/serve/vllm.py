@@ -15,7 +15,11 @@ from distill.serve.address import refuse_open_host
 
 # keys of the serve section -> vLLM's flags; only what was set is passed, the rest is vLLM's own default
 _FLAGS = {"max_batch": "--max-num-seqs", "block_size": "--block-size", "dtype": "--dtype"}
-_OURS_ALONE = {"max_queue": "vLLM queues without a bound"}
+_OURS_ALONE = {
+    "max_queue": "it queues without a bound",
+    "draft": "its own speculative decoding has flags of its own",
+    "draft_tokens": "its own speculative decoding has flags of its own",
+}
 _KEY_VARIABLE = "VLLM_API_KEY"  # of vLLM; unlike a flag, it does not show in the list of processes
 
 
@@ -24,7 +28,7 @@ def command(path: str, *, model_name: str, settings: Serve) -> list[str]:
     given = set(settings.model_fields_set)
     for key, why in _OURS_ALONE.items():
         if key in given:
-            raise DistillError(f"serve.{key} has no counterpart in vLLM: {why}", remedy=f"leave serve.{key} out")
+            raise DistillError(f"serve.{key} cannot go to vLLM: {why}", remedy=f"leave serve.{key} out")
     if settings.port == 0:
         raise DistillError("vLLM picks no free port", remedy="give --port a number above 0")
     words = ["serve", path, "--host", settings.host, "--port", str(settings.port), "--served-model-name", model_name]

@@ -73,6 +73,15 @@ def test_every_variant_is_measured_and_then_skipped(recipe: Recipe, monkeypatch:
     assert _evaluate(recipe).count("done before") == 4
 
 
+def test_accept_length_where_the_recipe_asks(recipe: Recipe) -> None:
+    assert recipe.evaluate is not None
+    section = recipe.evaluate.model_copy(update={"draft_tokens": 3, "max_tokens": 12})
+    assert "accept length" in _evaluate(recipe.model_copy(update={"evaluate": section}))
+    found = _metrics(recipe, "sft")
+    assert 1 <= found["accept_length"] <= 4 and found["accept_length_draft_tokens"] == 3
+    assert "accept_length" not in _metrics(recipe, "teacher")
+
+
 def test_only_what_changed_is_measured_again(recipe: Recipe) -> None:
     _evaluate(recipe)
     folder = Run(recipe).stage("train", "sft")
