@@ -38,7 +38,7 @@ def test_the_number_is_the_engines_own(noise: float, draft_tokens: int) -> None:
     tokenizer = make_tokenizer()
     teacher = make_model(tokenizer, seed=1, layers=2)
     student = nearby(teacher, noise)
-    tasks = sample_tasks(kinds=("instruction",), split="values", count=12, seed=3)
+    tasks = list(sample_tasks(kinds=("instruction",), split="values", count=12, seed=3))
     settings, limit = Serve(max_batch=4), 20
     texts = greedy_texts(teacher, tokenizer, tasks, settings=settings, max_tokens=limit)
     found = measure_accept_length(

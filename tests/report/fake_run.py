@@ -190,4 +190,6 @@ def _evaluate(recipe: Recipe, run: Run, name: str, skill: float, tasks: list[Any
         **fidelity_metrics(fidelity),
         "fidelity_skipped": None,
     }
+    if name not in ("teacher", "awq"):
+        metrics |= {"accept_length": 1 + 3 * skill, "accept_length_draft_tokens": 4}
     stage.finish(recipe, {"model": name}, metrics=metrics)

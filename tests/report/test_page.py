@@ -80,6 +80,7 @@ def test_page_shows_every_variant_and_number(made: tuple[Recipe, Run], page: str
     assert "wrong answer 131" in page and "truncated 27" in page
     student = run.student
     assert student is not None and student.name == "dpo"
+    assert "<th>accept length</th>" in page and f"<td>{student.evaluated('accept_length'):.2f}</td>" in page
     share = kept_share(run)
     assert share is not None
     kept = f"The student keeps {percent(share)} of the teacher's accuracy"
@@ -128,6 +129,8 @@ def test_missing_stages_are_said_and_never_invented(made: tuple[Recipe, Run], tm
     recipe, run = made
     copy = tmp_path / "demo"
     shutil.copytree(run.path, copy)
+    for path in copy.glob("evaluate-*/manifest.json"):
+        path.write_text(path.read_text().replace("accept_length", "something_else"))
     for path in [*copy.glob("serve-*"), copy / "evaluate-awq", copy / "generate-code", copy / "train-kd"]:
         shutil.rmtree(path)
     found = gather(recipe, Run(recipe.model_copy(update={"output_dir": str(tmp_path)})))
@@ -137,7 +140,7 @@ def test_missing_stages_are_said_and_never_invented(made: tuple[Recipe, Run], tm
     assert "Not evaluated: awq." in texts
     assert "Accuracy against decode speed" not in page and "training loss of kd" not in page
     assert 'title="not measured">–</td>' in page
-    assert "KV cache." not in headline(found)
+    assert "KV cache." not in headline(found) and "accept length" not in page.lower()
 
 
 def test_page_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
