@@ -103,7 +103,12 @@ def _samples(
         ("completion_tokens_total", "counter", "tokens of answered requests", traffic.completion_tokens),
         ("prefill_tokens_total", "counter", "prompt tokens computed", stats.prefill_tokens),
         ("cached_tokens_total", "counter", "prompt tokens found in the prefix cache", stats.cached_tokens),
-        ("decode_tokens_total", "counter", "tokens computed one a step", stats.decode_tokens),
+        (
+            "decode_tokens_total",
+            "counter",
+            "tokens computed in decode, guesses of a draft included",
+            stats.decode_tokens,
+        ),
         ("sampled_tokens_total", "counter", "tokens sampled", stats.sampled_tokens),
         ("steps_total", "counter", "forward passes", stats.steps),
         ("prefill_seconds_total", "counter", "time of steps with prefill", stats.prefill_seconds),

@@ -97,11 +97,8 @@ class Drafter:
             copy = sequence.until(len(sequence.token_ids))
             copy.params = replace(copy.params, logprobs=None, prompt_logprobs=None)
             copy.seed = sampler.child_seed(sequence.seed, DRAFT_STREAM)
-            new = copy.token_ids
             self._copies[sequence.request_id] = copy
-        else:
-            new = sequence.token_ids[len(copy.token_ids) :]
-            copy.token_ids += new
+        copy.token_ids += sequence.token_ids[len(copy.token_ids) :]
         certain = len(copy.token_ids)
         count = min(count, self._max_length - certain + 1)
         if self._own_vocab < self._target_vocab and max(copy.token_ids) >= self._own_vocab:
