@@ -106,7 +106,7 @@ def _samples(
         (
             "decode_tokens_total",
             "counter",
-            "tokens computed in decode, guesses of a draft included",
+            "tokens computed in decode, guesses included",
             stats.decode_tokens,
         ),
         ("sampled_tokens_total", "counter", "tokens sampled", stats.sampled_tokens),
