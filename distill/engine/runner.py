@@ -286,6 +286,8 @@ class Engine:
             stats.cached_tokens = self._prefix.num_found_tokens
             stats.blocks_cached = self.pool.num_cached
             stats.block_evictions = self.pool.num_evictions
+        if self.speculation is not None:
+            stats.draft_blocks_used = self.speculation.drafter.pool.num_used
         stats.buffer_allocations = self._buffers.num_allocations
         if num_prefill:
             stats.prefill_seconds += seconds

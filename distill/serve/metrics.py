@@ -128,7 +128,7 @@ def _draft_samples(engine: Engine) -> list[tuple[str, str, str, float]]:
     """What a draft model did, where there is one."""
     if engine.speculation is None:
         return []
-    stats, cache = engine.stats, engine.speculation.drafter.cache
+    stats, drafter = engine.stats, engine.speculation.drafter
     return [
         ("draft_tokens_total", "counter", "tokens that the draft guessed", stats.draft_tokens),
         ("draft_accepted_tokens_total", "counter", "guesses that stood", stats.accepted_tokens),
@@ -136,6 +136,6 @@ def _draft_samples(engine: Engine) -> list[tuple[str, str, str, float]]:
         ("draft_seconds_total", "counter", "time of guessing, part of the steps'", stats.draft_seconds),
         ("draft_acceptance_rate", "gauge", "share of the guesses that stood", stats.acceptance_rate),
         ("draft_accept_length", "gauge", "mean tokens that a verification yields", stats.accept_length),
-        ("draft_kv_blocks_used", "gauge", "KV blocks of the draft in use", stats.draft_blocks_used),
-        ("draft_kv_bytes_per_token", "gauge", "KV bytes of one token of the draft", cache.bytes_per_token),
+        ("draft_kv_blocks_used", "gauge", "KV blocks of the draft in use", drafter.pool.num_used),
+        ("draft_kv_bytes_per_token", "gauge", "KV bytes of one token of the draft", drafter.cache.bytes_per_token),
     ]

@@ -127,7 +127,6 @@ class Speculation:
             stats.verifications += 1
             stats.draft_tokens += len(proposal.tokens)
             stats.accepted_tokens += verdict.num_accepted
-        stats.draft_blocks_used = self.drafter.pool.num_used
         return verdicts
 
     def drop(self, request_id: str) -> None:
