@@ -69,7 +69,6 @@ def _connected(executor: RayExecutor, num_orders: int) -> Iterator[int]:
     handler = signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by ray.init: else it reports to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of a change to come
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if executor.address is None:
             # Shards wait for the teacher rather than compute: all of them run, or their part of the rates lies idle.
@@ -78,10 +77,11 @@ def _connected(executor: RayExecutor, num_orders: int) -> Iterator[int]:
                 num_cpus=math.ceil(num_orders * executor.cpus),
                 object_store_memory=_OBJECTS_BYTES,
                 include_dashboard=False,
-                **quiet,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         else:
-            ray.init(address=executor.address, **quiet)
+            ray.init(address=executor.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = executor.address or "a local one"
         raise DistillError(
