@@ -171,7 +171,7 @@ class Shapes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = str(func)
-        if not name.startswith(("aten.detach", "aten.view", "aten.t.", "aten.alias", "aten.transpose")):
+        if not name.startswith(("aten.detach", "aten.view", "aten.t.", "aten.alias", "aten.transpose", "aten.permute")):
             for tensor in out if isinstance(out, tuple | list) else (out,):
                 if isinstance(tensor, Tensor):
                     self.made.add(tuple(tensor.shape))
