@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from distill.errors import DistillError
 from distill.recipe.generate import RayExecutor
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 _TICK_SECONDS = 5.0
+_KNOCK_SECONDS = 10.0
 _TRIES_AFTER_A_DEATH = 3  # of a worker or its machine; the next one goes on where it was
 _OBJECTS_BYTES = 100 << 20  # orders and ends are small, and Ray would reserve a third of the memory
 
@@ -65,6 +68,7 @@ def carry_out_all(
 def _connected(executor: RayExecutor, num_orders: int) -> Iterator[int]:
     """Connected to the cluster; how many shards it runs at once by its size now."""
     import ray
+    from ray.exceptions import RayError
 
     handler = signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by ray.init: else it reports to its makers
@@ -81,8 +85,9 @@ def _connected(executor: RayExecutor, num_orders: int) -> Iterator[int]:
                 logging_level=logging.ERROR,
             )
         else:
+            _knock(executor.address)
             ray.init(address=executor.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RayError, ImportError, RuntimeError, ValueError, OSError) as error:
         where = executor.address or "a local one"
         raise DistillError(
             f"no Ray cluster at '{where}': {_first_line(error)}",
@@ -94,6 +99,13 @@ def _connected(executor: RayExecutor, num_orders: int) -> Iterator[int]:
         yield int(ray.cluster_resources().get("CPU", 0) / executor.cpus)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at a `host:port`: Ray tries it for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is not None and parts.port is not None:
+        socket.create_connection((parts.hostname, parts.port), timeout=_KNOCK_SECONDS).close()
 
 
 def _restore(handler: _Handler) -> None:

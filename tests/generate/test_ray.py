@@ -1,12 +1,15 @@
-"""Shards as Ray tasks, on a cluster of two workers on this machine. In need of the extra `ray`, and half a minute."""
+"""Shards as Ray tasks, on a cluster of two workers on this machine. In need of the extra `ray`, and a minute."""
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -96,3 +99,33 @@ def test_no_cluster_at_an_address_is_said(project: Project, tmp_path: Path) -> N
     recipe: Recipe = project.recipe("http://127.0.0.1:9/v1", job(project, executor=executor))
     with pytest.raises(DistillError, match="no Ray cluster at '127.0.0.1:9'"):
         project.run(recipe)
+
+
+def test_a_cluster_that_is_there_is_used_and_left_running(project: Project) -> None:
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = [*ray, "start", "--head", "--num-cpus=1", "--include-dashboard=false", f"--port={address.split(':')[1]}"]
+    start += ["--object-store-memory=100000000", f"--temp-dir={tempfile.mkdtemp(prefix='ray')}", "--block"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # read when Ray is imported
+    environment = {**os.environ, **token, "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as head:
+        try:
+            wait_for(lambda: listens(address))
+            with MockTeacher(answer) as mock:
+                recipe = project.recipe(mock.base_url, job(project, executor={**TWO, "address": address}))
+                command = [sys.executable, "-c", GENERATE, recipe.model_dump_json()]
+                driver = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+                assert driver.returncode == 0, driver.stderr
+                assert len(mock.requests) == ROWS
+            assert "the cluster has room for 1 of 2 shards at once" in " ".join(driver.stdout.split())
+            assert head.poll() is None and listens(address)
+        finally:
+            head.terminate()
+    check(project)
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
