@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,8 +106,9 @@ def test_a_cluster_that_is_there_is_used_and_left_running(project: Project) -> N
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tempfile.mkdtemp(prefix="ray")  # short: sockets are in it
     start = [*ray, "start", "--head", "--num-cpus=1", "--include-dashboard=false", f"--port={address.split(':')[1]}"]
-    start += ["--object-store-memory=100000000", f"--temp-dir={tempfile.mkdtemp(prefix='ray')}", "--block"]
+    start += ["--object-store-memory=100000000", f"--temp-dir={folder}", "--block"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # read when Ray is imported
     environment = {**os.environ, **token, "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as head:
@@ -122,6 +124,8 @@ def test_a_cluster_that_is_there_is_used_and_left_running(project: Project) -> N
             assert head.poll() is None and listens(address)
         finally:
             head.terminate()
+            head.wait(30)
+            shutil.rmtree(folder, ignore_errors=True)
     check(project)
 
 
