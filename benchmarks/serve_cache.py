@@ -11,10 +11,11 @@ import time
 from itertools import compress
 from pathlib import Path
 
+import torch
 import transformers as hf
 
 from benchmarks.common import Row, at_least
-from distill.engine.kv_cache import kv_bytes_per_token
+from distill.engine.kv_cache import blocks_for, kv_bytes_per_token
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import Completion, SamplingParams
 from distill.model.chat import encode_completion
@@ -29,7 +30,7 @@ _TEACHER = Path(__file__).parent.parent / "data" / "teacher"
 
 def cache_rows(model: hf.PreTrainedModel, *, documents: int) -> list[Row]:
     """All of it; `documents` is how many answers the perplexity is taken over."""
-    return [*_prefix_rows(model), _bytes_row(model), *_off_rows(model), *_int8_rows(documents)]
+    return [*_prefix_rows(model), _bytes_row(model), _window_row(), *_off_rows(model), *_int8_rows(documents)]
 
 
 def _prefix_rows(model: hf.PreTrainedModel) -> list[Row]:
@@ -74,6 +75,44 @@ def _bytes_row(model: hf.PreTrainedModel) -> Row:
     exact = cache.total_bytes == formula
     return Row(
         "KV bytes allocated, the formula as the peer", cache.total_bytes, "bytes", formula, 1.0, bar=1.0, ok=exact
+    )
+
+
+def _window_row() -> Row:
+    """What a sequence of eight windows holds once its prompt is computed, in a Gemma-2 of which every other layer sees
+    a window of 256 tokens. Of all it is (8 + 1) / 16, and what a window takes at most to lie across its blocks."""
+    window = 256
+    torch.manual_seed(0)
+    config = hf.Gemma2Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=window,
+        max_position_embeddings=16 * window,
+    )
+    engine = Engine(hf.Gemma2ForCausalLM(config).float().eval(), None)
+    assert engine.cache is not None
+    rng = random.Random(0)
+    prompt = [rng.randrange(1, 512) for _ in range(8 * window)]
+    engine.add("long", prompt, SamplingParams(max_tokens=8, ignore_eos=True))
+    while engine.stats.sampled_tokens < 2:
+        engine.step()
+    held = engine.blocks_in_use * engine.cache.block_bytes
+    whole = blocks_for(len(prompt) + 1, engine.config.block_size) * engine.config.block_size
+    everything = whole * kv_bytes_per_token(engine.model.config, engine.model.dtype)
+    share = held / everything
+    return Row(
+        "KV bytes held at 8 windows, every other layer sliding, all of them as the peer",
+        held,
+        "bytes",
+        everything,
+        share,
+        bar=0.6,
+        ok=share <= 0.6,
     )
 
 

@@ -51,21 +51,23 @@ def packed_attention(
                 remedy="serve this model with vLLM",
             )
     batch, layer = packed_batch, int(module.layer_idx)  # type: ignore[arg-type]
+    placement = batch.placement(layer)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
     if batch.observe is not None:
         batch.observe(layer, k, v, sliding_window)
     if batch.cache is not None:
         new_k, new_v = (k, v) if batch.stored is None else (k[:, batch.stored], v[:, batch.stored])
-        batch.cache.write(layer, batch.head_rows(k.shape[0]), new_k.transpose(0, 1), new_v.transpose(0, 1))
-    if batch.tables is not None:
-        return _by_kernels(batch, batch.tables, layer, query, sliding_window, scale, softcap), None
-    if not batch.segments:
+        rows = placement.head_rows(batch.cache, k.shape[0])
+        batch.cache.write(layer, rows, new_k.transpose(0, 1), new_v.transpose(0, 1))
+    if placement.tables is not None:
+        return _by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
+    if not placement.segments:
         return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
     out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
     if batch.num_decode:
         out[: batch.num_decode] = _decode(batch, layer, q[:, : batch.num_decode], sliding_window, scale, softcap)
-    for segment in batch.segments:
+    for segment in placement.segments:
         out[segment.start : segment.end] = _prefill(batch, layer, segment, q, k, v, sliding_window, scale, softcap)
     return out.unsqueeze(0), None
 
@@ -117,11 +119,12 @@ def _decode(
     batch: PackedBatch, layer: int, q: torch.Tensor, window: int | None, scale: float, softcap: float | None
 ) -> torch.Tensor:
     """q [H, B, D] -> [B, H, E]."""
-    assert batch.cache is not None and batch.decode is not None
+    decode = batch.placement(layer).decode
+    assert batch.cache is not None and decode is not None
     if q.shape[1] == 1 and softcap is None:
-        row = batch.decode.only_row(window)
+        row = decode.only_row(window)
         return _attend_one(q, *batch.cache.read(layer, row.blocks, row.start, row.stop), scale)
-    view = batch.decode.view(window)
+    view = decode.view(window)
     parts = batch.cache.parts(layer, view.ranges, view.gather)
     heads, rows, dim = q.shape
     kv_heads = parts[0][0].shape[1]

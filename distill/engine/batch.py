@@ -91,9 +91,10 @@ class RowView:
 
 
 class DecodePlan:
-    """Block tables of the decoding sequences, flat; views of it by sliding window."""
+    """A group's block tables of the decoding sequences, flat; views of it by sliding window."""
 
-    def __init__(self, sequences: list[Sequence], block_size: int, buffers: StepBuffers) -> None:
+    def __init__(self, sequences: list[Sequence], block_size: int, buffers: StepBuffers, *, group: int = 0) -> None:
+        self._group = group
         self._sequences = sequences
         self._block_size = block_size
         self._buffers = buffers
@@ -107,7 +108,7 @@ class DecodePlan:
             length = sequence.num_computed + 1
             oldest = 0 if window is None else max(0, length - window)
             skipped = oldest // self._block_size
-            table = sequence.blocks[skipped : blocks_for(length, self._block_size)]
+            table = sequence.tables[self._group][skipped : blocks_for(length, self._block_size)]
             consecutive = range(table[0], table[0] + len(table))
             blocks = consecutive if table == list(consecutive) else self._put("table", np.array(table), window)
             start, stop = oldest - skipped * self._block_size, length - skipped * self._block_size
@@ -125,7 +126,7 @@ class DecodePlan:
         """Of every block of every sequence: its id, its sequence, its first position, its sequence's length."""
         lengths = np.fromiter((s.num_computed + 1 for s in self._sequences), np.int64, count=len(self._sequences))
         counts = -(-lengths // self._block_size)
-        tables = [s.blocks[:n] for s, n in zip(self._sequences, counts.tolist(), strict=True)]
+        tables = [s.tables[self._group][:n] for s, n in zip(self._sequences, counts.tolist(), strict=True)]
         blocks = np.fromiter(chain.from_iterable(tables), dtype=np.int64, count=int(counts.sum()))
         rows = np.repeat(np.arange(len(lengths)), counts)
         index_in_table = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -161,7 +162,7 @@ class DecodePlan:
         )
 
     def _put(self, name: str, array: np.ndarray, window: int | None) -> torch.Tensor:
-        return self._buffers.put(name, array, part=window)
+        return self._buffers.put(name, array, part=(self._group, window))
 
 
 def _ranges(blocks: np.ndarray) -> tuple[range, ...]:
@@ -174,27 +175,38 @@ def _ranges(blocks: np.ndarray) -> tuple[range, ...]:
 
 
 @dataclass
+class Placement:
+    """Where one group of layers finds and keeps the tokens of a batch."""
+
+    segments: list[Segment]
+    decode: DecodePlan | None = None
+    slots: torch.Tensor | None = None  # block x block_size + offset of each token that is stored
+    tables: KernelTables | None = None  # where the GPU kernels are to compute attention
+    _head_rows: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def head_rows(self, cache: PagedKVCache, kv_heads: int) -> torch.Tensor:
+        """Where the cache keeps each stored token and KV head, [stored x kv_heads]."""
+        if kv_heads not in self._head_rows:
+            assert self.slots is not None
+            self._head_rows[kv_heads] = cache.head_rows(self.slots, kv_heads)
+        return self._head_rows[kv_heads]
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Tokens of one forward: `num_decode` single tokens, then the segments. Passed through the model to attention."""
 
     input_ids: torch.Tensor  # [1, T]
     position_ids: torch.Tensor  # [1, T]
     num_decode: int
-    segments: list[Segment]
-    decode: DecodePlan | None = None
+    placements: list[Placement]  # of each group of layers
     cache: PagedKVCache | None = None
-    slots: torch.Tensor | None = None  # block x block_size + offset of each token that is stored
-    stored: torch.Tensor | None = None  # which tokens those are, ascending; None: all
-    tables: KernelTables | None = None  # where the GPU kernels are to compute attention
+    stored: torch.Tensor | None = None  # the tokens whose K and V are stored, ascending; None: all
     observe: Observer | None = None
-    _head_rows: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def head_rows(self, kv_heads: int) -> torch.Tensor:
-        """Where the cache keeps each stored token and KV head, [stored x kv_heads]."""
-        if kv_heads not in self._head_rows:
-            assert self.cache is not None and self.slots is not None
-            self._head_rows[kv_heads] = self.cache.head_rows(self.slots, kv_heads)
-        return self._head_rows[kv_heads]
+    def placement(self, layer: int) -> Placement:
+        """Where a layer finds its tokens."""
+        return self.placements[0 if self.cache is None else self.cache.groups[layer]]
 
 
 @dataclass(frozen=True)
@@ -224,51 +236,65 @@ class Work:
 
 def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers, *, kernels: bool = False) -> PackedBatch:
     """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
-    decoding = [w.sequence for w in works if w.is_decode] if cache is not None else []
-    ids = [s.token_ids[s.num_computed] for s in decoding]
-    positions = [s.num_computed for s in decoding]
-    shared = [row for row, s in enumerate(decoding) if s.num_computed < s.num_shared]
-    segments: list[Segment] = []
-    for work in works[len(decoding) :]:
-        assert cache is None or not work.is_decode, "decoding sequences come first"
+    num_decode = sum(work.is_decode for work in works) if cache is not None else 0
+    ids: list[int] = []
+    positions: list[int] = []
+    shared: list[int] = []
+    for work in works:
+        assert cache is None or not work.is_decode or len(ids) < num_decode, "decoding sequences come first"
         sequence, first = work.sequence, work.sequence.num_computed
-        last = first + work.num_tokens
-        blocks, skipped = None, 0
-        if cache is not None and (first or cache.is_quantized):  # what is read does not depend on the chunks
-            table = sequence.blocks[sequence.num_dropped : blocks_for(last, cache.block_size)]
-            blocks = buffers.put("context", np.array(table), part=len(segments))
-            skipped = sequence.num_dropped * cache.block_size
-        shared.extend(range(len(ids), len(ids) + sequence.num_shared - first))
-        segments.append(Segment(len(ids), len(ids) + work.num_tokens, first, blocks, skipped))
-        ids.extend(sequence.token_ids[first:last])
-        positions.extend(range(first, last))
-    slots = _slots(works, positions, cache.block_size) if cache is not None else positions
-    arrays = buffers.put("tokens", np.array((ids, positions, slots), dtype=np.int64))
-    stored = None
-    if shared:
-        stored = buffers.put("stored", np.delete(np.arange(len(ids)), shared))
+        shared.extend(range(len(ids), len(ids) + min(work.num_tokens, sequence.num_shared - first)))
+        ids.extend(sequence.token_ids[first : first + work.num_tokens])
+        positions.extend(range(first, first + work.num_tokens))
+    groups = range(1 if cache is None else cache.num_groups)
+    slots = [positions if cache is None else _slots(works, positions, cache.block_size, group) for group in groups]
+    arrays = buffers.put("tokens", np.array((ids, positions, *slots), dtype=np.int64))
+    stored = buffers.put("stored", np.delete(np.arange(len(ids)), shared)) if shared else None
+    placements = [Placement(_segments(works, num_decode, cache, buffers, group)) for group in groups]
+    if cache is not None:
+        decoding = [work.sequence for work in works[:num_decode]]
+        for group, placement in enumerate(placements):
+            own = arrays[2 + group]
+            placement.slots = own if stored is None else own.index_select(0, stored)
+            if decoding:
+                placement.decode = DecodePlan(decoding, cache.block_size, buffers, group=group)
+            if kernels:
+                sequences, counts = [w.sequence for w in works], [w.num_tokens for w in works]
+                placement.tables = make_tables(sequences, counts, num_decode, cache.block_size, buffers, group=group)
     return PackedBatch(
         input_ids=arrays[0:1],
         position_ids=arrays[1:2],
-        num_decode=len(decoding),
-        segments=segments,
-        decode=DecodePlan(decoding, cache.block_size, buffers) if cache is not None and decoding else None,
+        num_decode=num_decode,
+        placements=placements,
         cache=cache,
-        tables=make_tables(
-            [w.sequence for w in works], [w.num_tokens for w in works], len(decoding), cache.block_size, buffers
-        )
-        if kernels and cache is not None
-        else None,
-        slots=arrays[2] if stored is None else arrays[2].index_select(0, stored),
         stored=stored,
     )
 
 
-def _slots(works: list[Work], positions: list[int], block_size: int) -> list[int]:
-    """Where each token of the batch goes: block x block_size + offset."""
+def _segments(
+    works: list[Work], num_decode: int, cache: PagedKVCache | None, buffers: StepBuffers, group: int
+) -> list[Segment]:
+    """The prefills of a batch, as one group of layers sees them."""
+    segments: list[Segment] = []
+    start = num_decode
+    for work in works[num_decode:]:
+        sequence, first = work.sequence, work.sequence.num_computed
+        blocks, skipped = None, 0
+        if cache is not None and (first or cache.is_quantized):  # what is read does not depend on the chunks
+            dropped = sequence.num_dropped[group]
+            table = sequence.tables[group][dropped : blocks_for(first + work.num_tokens, cache.block_size)]
+            blocks = buffers.put("context", np.array(table), part=(group, len(segments)))
+            skipped = dropped * cache.block_size
+        segments.append(Segment(start, start + work.num_tokens, first, blocks, skipped))
+        start += work.num_tokens
+    return segments
+
+
+def _slots(works: list[Work], positions: list[int], block_size: int, group: int) -> list[int]:
+    """Where a group keeps each token of the batch: block x block_size + offset."""
     slots: list[int] = []
     for work in works:
-        blocks = work.sequence.blocks
+        blocks = work.sequence.tables[group]
         for position in positions[len(slots) : len(slots) + work.num_tokens]:
             slots.append(blocks[position // block_size] * block_size + position % block_size)
     return slots

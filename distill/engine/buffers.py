@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 
@@ -35,10 +37,10 @@ class StepBuffers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._buffers: dict[tuple[str, int | None], _Buffer] = {}
+        self._buffers: dict[tuple[str, Hashable], _Buffer] = {}
         self.num_allocations = 0
 
-    def put(self, name: str, array: np.ndarray, *, part: int | None = None) -> torch.Tensor:
+    def put(self, name: str, array: np.ndarray, *, part: Hashable = None) -> torch.Tensor:
         """The array on the device; `part` tells apart arrays of one name that a step needs at once."""
         buffer = self._buffers.get((name, part))
         if buffer is None or buffer.size < array.size:

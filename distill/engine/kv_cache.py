@@ -97,12 +97,14 @@ class _Store:
 
 
 class PagedKVCache:
-    """The tensors. Made once; nothing is allocated later."""
+    """The tensors. Made once; nothing is allocated later. Layers of different groups (see `paging/groups.py`) share the
+    tensors of a slot, as a block holds tokens of one group."""
 
     def __init__(
         self,
-        layers: Sequence[LayerShape],
+        slots: Sequence[LayerShape],
         *,
+        places: Sequence[tuple[int, int]] | None = None,  # group and slot of each layer; None: a slot each
         num_blocks: int,
         block_size: int,
         dtype: torch.dtype,
@@ -112,19 +114,25 @@ class PagedKVCache:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.is_quantized = quantized
-        self.bytes_per_token = sum(stored_bytes(layer, dtype, quantized=quantized) for layer in layers)
+        places = places or [(0, slot) for slot in range(len(slots))]
+        self.groups = [group for group, _ in places]  # of each layer
+        self.num_groups = max(self.groups) + 1
+        sizes = [stored_bytes(slot, dtype, quantized=quantized) for slot in slots]
+        self.bytes_per_token = sum(sizes[slot] for _, slot in places)
+        self.block_bytes = block_size * sum(sizes)
 
         def store(kv_heads: int, dim: int) -> _Store:
             return _Store((num_blocks, kv_heads, block_size, dim), dtype, quantized=quantized, device=device)
 
-        self._layers = [(store(s.kv_heads, s.key_dim), store(s.kv_heads, s.value_dim)) for s in layers]
+        self._slots = [(store(s.kv_heads, s.key_dim), store(s.kv_heads, s.value_dim)) for s in slots]
+        self._layers = [self._slots[slot] for _, slot in places]
         self.keys = [key.data for key, _ in self._layers]
         self.values = [value.data for _, value in self._layers]
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors: bytes_per_token x block_size x num_blocks."""
-        return sum(key.num_bytes + value.num_bytes for key, value in self._layers)
+        """Bytes of all tensors: block_bytes x num_blocks."""
+        return sum(key.num_bytes + value.num_bytes for key, value in self._slots)
 
     def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store the tokens' K [T, kv_heads, key_dim] and V at `rows` [T x kv_heads] (see `head_rows`)."""

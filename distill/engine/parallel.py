@@ -58,9 +58,10 @@ def encode(works: list[Work], rows: list[int]) -> list[int]:
     numbers = [len(works), len(rows), *rows]
     for work in works:
         sequence, first = work.sequence, work.sequence.num_computed
-        numbers += (first, sequence.num_shared, sequence.num_dropped, work.num_tokens, len(sequence.blocks))
+        numbers += (first, sequence.num_shared, work.num_tokens, len(sequence.tables))
         numbers += sequence.token_ids[first : first + work.num_tokens]
-        numbers += sequence.blocks
+        for table, num_dropped in zip(sequence.tables, sequence.num_dropped, strict=True):
+            numbers += (num_dropped, len(table), *table)
     return numbers
 
 
@@ -73,7 +74,7 @@ def decode(numbers: list[int]) -> tuple[list[Work], list[int]]:
 
 
 def _work(left: Iterator[int]) -> Work:
-    first, num_shared, num_dropped, num_tokens, num_blocks = islice(left, 5)
+    first, num_shared, num_tokens, num_groups = islice(left, 4)
     sequence = Sequence(
         request_id="",
         token_ids=list(chain([0] * first, islice(left, num_tokens))),
@@ -84,7 +85,8 @@ def _work(left: Iterator[int]) -> Work:
         stop_ids=frozenset(),
         num_computed=first,
         num_shared=num_shared,
-        blocks=list(islice(left, num_blocks)),
-        num_dropped=num_dropped,
     )
+    for _ in range(num_groups):
+        sequence.num_dropped.append(next(left))
+        sequence.tables.append(list(islice(left, next(left))))
     return Work(sequence, num_tokens)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.engine.attention import NAME, attention_by
-from distill.engine.batch import PackedBatch, Segment
+from distill.engine.batch import PackedBatch, Placement, Segment
 from distill.engine.kv_cache import LayerShape
 from distill.errors import EngineError
 
@@ -24,7 +24,7 @@ class Structure:
     layers: list[LayerShape]
     dtype: torch.dtype  # of K and V
     max_length: int
-    window: int | None = None  # tokens that the widest layer sees, where every layer slides
+    windows: list[int | None]  # tokens that each layer sees; None: all
 
 
 def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
@@ -41,7 +41,7 @@ def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
     if types - _LAYER_TYPES:
         raise _refusal(name, f"has layers of type {', '.join(sorted(types - _LAYER_TYPES))}")
     layers, dtype, windows = _observe(model, name, compare)
-    return Structure(layers, dtype, _context(config), None if None in windows else max(w for w in windows if w))
+    return Structure(layers, dtype, _context(config), windows)
 
 
 def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,9 @@ def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor) -> t
 
 
 @torch.inference_mode()
-def _observe(model: PreTrainedModel, name: str, compare: bool) -> tuple[list[LayerShape], torch.dtype, set[int | None]]:
+def _observe(
+    model: PreTrainedModel, name: str, compare: bool
+) -> tuple[list[LayerShape], torch.dtype, list[int | None]]:
     """Run two short sequences as one batch; note what each layer asks of attention."""
     config = model.config.get_text_config()
     device: torch.device = model.device
@@ -79,7 +81,7 @@ def _observe(model: PreTrainedModel, name: str, compare: bool) -> tuple[list[Lay
         input_ids=torch.tensor([sum(tokens, [])], device=device),
         position_ids=torch.tensor([[i for n in _LENGTHS for i in range(n)]], device=device),
         num_decode=0,
-        segments=[Segment(0, _LENGTHS[0], 0, None), Segment(_LENGTHS[0], total, 0, None)],
+        placements=[Placement([Segment(0, _LENGTHS[0], 0, None), Segment(_LENGTHS[0], total, 0, None)])],
         observe=observer,
     )
     try:
@@ -99,7 +101,8 @@ def _observe(model: PreTrainedModel, name: str, compare: bool) -> tuple[list[Lay
         exact = all(p.dtype == torch.float32 for p in model.parameters())
         if not distance < (1e-3 if exact else 0.1):
             raise _refusal(name, f"gives other logits in a packed batch than alone (relative error {distance:.2g})")
-    return [seen[layer] for layer in range(config.num_hidden_layers)], dtypes.pop(), set(windows.values())
+    order = range(config.num_hidden_layers)
+    return [seen[layer] for layer in order], dtypes.pop(), [windows[layer] for layer in order]
 
 
 def _check_windows(name: str, config: object, windows: dict[int, int | None]) -> None:

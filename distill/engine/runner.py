@@ -14,18 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
-from distill.engine.blocks import BlockPool
 from distill.engine.buffers import StepBuffers
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
 from distill.engine.detokenize import TextTail
 from distill.engine.kv_cache import PagedKVCache
-from distill.engine.memory import make_cache, num_blocks
+from distill.engine.paging.block_tables import BlockTables
+from distill.engine.paging.blocks import BlockPool
+from distill.engine.paging.groups import group_layers, one_group
+from distill.engine.paging.memory import make_caches
+from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
-from distill.engine.prefix import PrefixCache, exchange_scores
 from distill.engine.probe import forward, inspect_model
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
-from distill.engine.speculative.speculation import Draft, Speculation, check_pair, speculate
+from distill.engine.speculative.draft import Drafter
+from distill.engine.speculative.speculation import Draft, Speculation, check_pair
 from distill.engine.speculative.verify import Verdict
 from distill.engine.types import Completion, EngineConfig, EngineStats, FinishReason, SamplingParams, StepOutput
 from distill.errors import EngineError
@@ -66,26 +69,33 @@ class Engine:
         self.pool: BlockPool | None = None
         self.speculation: Speculation | None = None
         self._prefix: PrefixCache | None = None
+        tables: BlockTables | None = None
         if config.use_kv_cache:
-            blocks = num_blocks(structures, config, self.max_model_len)
-            self.cache = make_cache(structure, config, blocks, self.device)
-            self.max_model_len = min(self.max_model_len, blocks * config.block_size)
-            self.pool = BlockPool(blocks)
-            self._prefix = PrefixCache(self.pool, block_size=config.block_size, enabled=config.prefix_cache)
+            size, chunk = config.block_size, config.prefill_tokens
+            groups = group_layers(structure.layers, structure.windows, max_length=self.max_model_len)
+            layouts = [(groups, structure.dtype), *((one_group(s.layers), s.dtype) for s in structures[1:])]
+            self.cache, *others = make_caches(layouts, config, self.max_model_len, self.device)
+            count, windows = self.cache.num_blocks, groups.windows
+            self.max_model_len = groups.longest(count, block_size=size, chunk=chunk, limit=self.max_model_len)
+            self.pool = BlockPool(count, num_homes=len(windows))
+            self._prefix = PrefixCache(self.pool, block_size=size, enabled=config.prefix_cache, windows=windows)
+            tables = BlockTables(self.pool, windows, block_size=size, chunk=chunk)
             if draft is not None:
-                self.speculation = speculate(
-                    draft, structures[1], config, pool=self.pool, prefix=self._prefix, target_vocab=self.vocab_size
+                drafter = Drafter(
+                    draft.model, others[0], config, max_length=structures[1].max_length, target_vocab=self.vocab_size
+                )
+                self.speculation = Speculation(
+                    drafter, tables, self._prefix, block_size=size, num_tokens=draft.num_tokens
                 )
         elif draft is not None:
             raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
         self._scheduler = Scheduler(
-            self.pool,
+            tables,
             self._prefix,
             block_size=config.block_size,
             max_batch=config.max_batch,
             token_budget=config.prefill_tokens,
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
-            window=structure.window,
         )
         self._buffers = StepBuffers(self.device)
         self._sequences: dict[str, Sequence] = {}
@@ -113,7 +123,7 @@ class Engine:
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks in all."""
+        """KV blocks in all. A block holds tokens of one group of layers: of all, where all see alike."""
         return self.pool.num_blocks if self.pool is not None else 0
 
     def grammar(self, constraint: Constraint) -> Grammar:

@@ -3,7 +3,7 @@
 Sequences that decode go first, one token each; then prefills continue, then waiting sequences are admitted in order of
 arrival, as far as blocks and the token budget reach. When a decoding sequence finds no free block, the latest arrival
 gives all its blocks back and is computed anew later (preemption by recompute), except for what the prefix cache still
-has of it.
+has of it. A prompt whose next chunk finds no blocks for the layers with a sliding window waits until others are done.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from distill.engine.batch import Work
-from distill.engine.blocks import BlockPool
-from distill.engine.kv_cache import blocks_for
-from distill.engine.prefix import PrefixCache
-from distill.engine.sequence import GONE, Sequence
+from distill.engine.paging.block_tables import BlockTables
+from distill.engine.paging.prefix import PrefixCache
+from distill.engine.sequence import Sequence
 
 
 @dataclass
@@ -40,22 +39,20 @@ class Scheduler:
 
     def __init__(
         self,
-        pool: BlockPool | None,
+        tables: BlockTables | None,
         prefix: PrefixCache | None,
         *,
         block_size: int,
         max_batch: int,
         token_budget: int,
         score_rows: int,
-        window: int | None,
     ) -> None:
-        self._pool = pool  # None: no cache, every step computes whole sequences
+        self._tables = tables  # None: no cache, every step computes whole sequences
         self._prefix = prefix
         self._block_size = block_size
         self._max_batch = max_batch
         self._token_budget = token_budget
         self._score_rows = score_rows  # positions whose logits scoring may hold at once
-        self._window = window  # tokens any layer sees; None: some layer sees all
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -77,49 +74,63 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The next step, decoding sequences first; empty iff there is nothing to do."""
-        if self._pool is None or self._prefix is None:
+        if self._tables is None or self._prefix is None:
             return self._whole_sequences()
         for sequence in self.running:
-            self._drop_passed(sequence, self._pool)
+            self._tables.drop_passed(sequence)
+        works = self._next(self._tables, self._prefix)
+        while not works and self.running:
+            self._preempt(self.running[-1])  # nobody has blocks for his next chunk
+            works = self._next(self._tables, self._prefix, admits=False)
+        return works
+
+    def _next(self, tables: BlockTables, prefix: PrefixCache, *, admits: bool = True) -> list[Work]:
+        """Decodes, prefills under way, and those of waiting sequences where nobody lacks blocks."""
         preemptions = self.num_preemptions
-        decodes = self._decodes(self._pool, self._prefix)
+        decodes = self._decodes(tables, prefix)
         room = _Room(self._token_budget, self._score_rows)
         prefills: list[Work] = []
         for sequence in self.running:
             if sequence.num_pending > 1 or not sequence.num_computed or sequence.is_scoring:
-                self._prefill(sequence, room, self._prefix, prefills)
-        if preemptions == self.num_preemptions:
+                admits &= self._prefill(sequence, room, tables, prefix, prefills)
+        if admits and preemptions == self.num_preemptions:
             while self.waiting and len(self.running) < self._max_batch and room.chunk(self.waiting[0]):
                 sequence = self.waiting[0]
-                if not self._admit(sequence, self._pool, self._prefix):
+                if not self._admit(sequence, tables, prefix):
                     break
-                self._prefill(sequence, room, self._prefix, prefills)
+                self._prefill(sequence, room, tables, prefix, prefills)
         # a chunk of one token after a context is a decode to the batch
         single = [work for work in prefills if work.is_decode]
         return decodes + single + [work for work in prefills if not work.is_decode]
 
-    def _prefill(self, sequence: Sequence, room: _Room, prefix: PrefixCache, works: list[Work]) -> None:
-        """As many pending tokens of the sequence as fit; whoever is admitted next finds their blocks."""
-        count = room.chunk(sequence)
-        if count:
+    def _prefill(
+        self, sequence: Sequence, room: _Room, tables: BlockTables, prefix: PrefixCache, works: list[Work]
+    ) -> bool:
+        """As many pending tokens of the sequence as fit; whoever is admitted next finds their blocks. False where
+        blocks were missing."""
+        wanted = room.chunk(sequence)
+        samples = sequence.samples and wanted == sequence.num_pending
+        reach = tables.reach(sequence, sequence.num_computed + wanted + samples)
+        count = min(wanted, reach - sequence.num_computed)
+        if count > 0:
+            tables.grow(sequence, reach)
             prefix.offer(sequence, count)
             works.append(Work(sequence, count))
             room.take(sequence, count)
+        return count == wanted
 
-    def _admit(self, sequence: Sequence, pool: BlockPool, prefix: PrefixCache) -> bool:
+    def _admit(self, sequence: Sequence, tables: BlockTables, prefix: PrefixCache) -> bool:
         """Give the first waiting sequence its blocks, if there are enough."""
         found = prefix.find(sequence)
-        # with room for the token it will sample, or the next step might throw it out again
-        needed = blocks_for(len(sequence.token_ids) + sequence.samples, self._block_size) - len(found)
-        if needed + pool.num_idle(cached.block for cached in found) > pool.num_free:
+        if not tables.can_begin(sequence, found):
             return False
         self.waiting.popleft()
         self.running.append(sequence)
         prefix.adopt(sequence, found)
-        sequence.blocks += pool.allocate(needed)
+        tables.begin(sequence)
         return True
 
-    def _decodes(self, pool: BlockPool, prefix: PrefixCache) -> list[Work]:
+    def _decodes(self, tables: BlockTables, prefix: PrefixCache) -> list[Work]:
         """Every running sequence with one pending token, with a block for it."""
         works: list[Work] = []
         index = 0
@@ -128,27 +139,18 @@ class Scheduler:
             index += 1
             if sequence.num_pending != 1 or not sequence.num_computed or sequence.is_scoring:
                 continue
-            if len(sequence.blocks) * self._block_size <= sequence.num_computed:
-                while not pool.num_free and self.running[-1] is not sequence:
+            missing = tables.num_missing(sequence, sequence.num_computed + 1)
+            if missing:
+                while missing > tables.pool.num_free and self.running[-1] is not sequence:
                     self._preempt(self.running[-1])
-                if not pool.num_free:
+                if missing > tables.pool.num_free:
                     self._preempt(sequence)
                     break
-                sequence.blocks += pool.allocate(1)
+                tables.grow(sequence, sequence.num_computed + 1)
             if (sequence.num_computed + 1) % self._block_size == 0:
                 prefix.offer(sequence, 1)
             works.append(Work(sequence, 1))
         return works
-
-    def _drop_passed(self, sequence: Sequence, pool: BlockPool) -> None:
-        """Give back the blocks that no layer's window reaches from the next token on."""
-        if self._window is None:
-            return
-        passed = max(0, sequence.num_computed - self._window + 1) // self._block_size
-        for index in range(sequence.num_dropped, passed):
-            pool.release([sequence.blocks[index]])
-            sequence.blocks[index] = GONE
-        sequence.num_dropped = max(sequence.num_dropped, passed)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -157,10 +159,8 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
-        if self._pool is not None:
-            self._pool.release(sequence.blocks[sequence.num_dropped :])
-        sequence.blocks = []
-        sequence.num_computed = sequence.num_shared = sequence.num_offered = sequence.num_dropped = 0
+        if self._tables is not None:
+            self._tables.release(sequence)
 
     def _whole_sequences(self) -> list[Work]:
         """Without a cache: whole sequences in turn, as many as the token budget holds (one at least)."""

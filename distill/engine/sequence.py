@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from distill.engine.blocks import BlockScores
 from distill.engine.constrained.grammar import Progress
 from distill.engine.detokenize import TextTail
+from distill.engine.paging.blocks import BlockScores
 from distill.engine.types import FinishReason, SamplingParams, TokenLogprob
 
 GONE = -1
@@ -28,8 +28,8 @@ class Sequence:
     tail: TextTail | None = None  # only where text is needed token by token
     num_computed: int = 0
     num_shared: int = 0
-    blocks: list[int] = field(default_factory=list)
-    num_dropped: int = 0  # blocks given back as every layer's window has passed them; their entries are GONE
+    tables: list[list[int]] = field(default_factory=list)  # its blocks, a table for each group of layers
+    num_dropped: list[int] = field(default_factory=list)  # of each, how many are GONE: its window has passed them
     digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were looked up
     num_offered: int = 0  # blocks that others can find
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)  # one a prompt token, the first has none

@@ -1,4 +1,4 @@
-"""A step's block tables as the GPU kernels read them: one row a sequence, padded to the longest."""
+"""A step's block tables of a group of layers, as the GPU kernels read them: a row a sequence, padded to the longest."""
 
 from __future__ import annotations
 
@@ -22,27 +22,38 @@ class KernelTables:
 
 
 def make_tables(
-    sequences: list[Sequence], counts: list[int], num_decode: int, block_size: int, buffers: StepBuffers
+    sequences: list[Sequence],
+    counts: list[int],
+    num_decode: int,
+    block_size: int,
+    buffers: StepBuffers,
+    *,
+    group: int = 0,
 ) -> KernelTables:
     """Tables of a batch whose sequences compute `counts` tokens each, the decoding ones first."""
     ends = [s.num_computed + count for s, count in zip(sequences, counts, strict=True)]
     decode = prefill = None
     if num_decode:
-        table = _table(sequences[:num_decode], ends[:num_decode], block_size)
-        lengths = buffers.put("kernel lengths", np.array(ends[:num_decode]))
-        decode = (buffers.put("kernel table", table, part=0), lengths)
+        table = _table(sequences[:num_decode], ends[:num_decode], block_size, group)
+        lengths = buffers.put("kernel lengths", np.array(ends[:num_decode]), part=group)
+        decode = (buffers.put("kernel table of decode", table, part=group), lengths)
     if num_decode < len(sequences):
         own = np.array(counts[num_decode:])
-        spans = buffers.put("kernel spans", np.stack((np.cumsum(own) - own, own, np.array(ends[num_decode:]) - own)))
-        table = _table(sequences[num_decode:], ends[num_decode:], block_size)
-        prefill = (buffers.put("kernel table", table, part=1), (spans[0], spans[1], spans[2]), int(own.max()))
+        spans = np.stack((np.cumsum(own) - own, own, np.array(ends[num_decode:]) - own))
+        starts, lengths, contexts = buffers.put("kernel spans", spans, part=group)
+        table = _table(sequences[num_decode:], ends[num_decode:], block_size, group)
+        prefill = (
+            buffers.put("kernel table of prefill", table, part=group),
+            (starts, lengths, contexts),
+            int(own.max()),
+        )
     return KernelTables(decode, prefill)
 
 
-def _table(sequences: list[Sequence], ends: list[int], block_size: int) -> np.ndarray:
+def _table(sequences: list[Sequence], ends: list[int], block_size: int, group: int) -> np.ndarray:
     """int32 [sequences, most blocks]."""
     counts = [blocks_for(end, block_size) for end in ends]
     table = np.full((len(sequences), max(counts)), GONE, dtype=np.int32)
     for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-        table[row, :count] = sequence.blocks[:count]
+        table[row, :count] = sequence.tables[group][:count]
     return table

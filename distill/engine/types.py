@@ -21,7 +21,7 @@ class EngineConfig:
     prefill_tokens: int = 512  # prompt tokens computed in one step; longer prompts are split
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
     kv_dtype: Literal["auto", "int8"] = "auto"  # int8: half the bytes of 16 bits, and not quite the same text
-    num_blocks: int | None = None  # overrides kv_bytes
+    num_blocks: int | None = None  # overrides kv_bytes: room for block_size tokens of every layer, so many times
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
     attention: Literal["torch", "triton"] = "torch"  # triton: kernels for CUDA, not measured on a GPU yet

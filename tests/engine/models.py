@@ -31,6 +31,11 @@ def _config(name: str) -> hf.PretrainedConfig:
         return hf.MistralConfig(**base, num_key_value_heads=2, sliding_window=11)
     if name == "qwen2":
         return hf.Qwen2Config(**base, num_key_value_heads=2)
+    if name.endswith("-mixed"):  # layers 0 and 2 see all, as the first of Qwen2's do, and the others 10 tokens
+        base["num_hidden_layers"] = 5
+        kinds = [("full", "sliding")[i % 2] + "_attention" for i in range(4)] + ["sliding_attention"]
+        own = {**base, "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 10, "layer_types": kinds}
+        return hf.Qwen2Config(**own) if name == "qwen2-mixed" else hf.Qwen3Config(**own, head_dim=16)
     if name == "qwen3":
         return hf.Qwen3Config(**base, num_key_value_heads=2, head_dim=16)
     if name == "gemma2":
@@ -61,6 +66,8 @@ ARCHITECTURES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "qwen2-mixed",
+    "qwen3-mixed",
     "gemma2",
     "phi3",
     "mixtral",

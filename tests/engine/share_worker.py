@@ -12,7 +12,7 @@ from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.model.load import load_model
 
-CONFIG = EngineConfig(max_batch=4, block_size=4, num_blocks=24, prefill_tokens=7)
+CONFIG = EngineConfig(max_batch=4, block_size=4, num_blocks=16, prefill_tokens=7)
 PROMPTS = [[5 + (3 * i + j) % 90 for j in range(n)] for i, n in enumerate((3, 12, 20, 7, 20))]
 PROMPTS.append(PROMPTS[2][:16] + [9, 8])  # begins like another one
 PARAMS = [

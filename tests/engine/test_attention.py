@@ -29,7 +29,7 @@ def _sequence(length: int, blocks: list[int]) -> Sequence:
         max_length=99,
         stop_ids=frozenset(),
         num_computed=length - 1,
-        blocks=blocks,
+        tables=[blocks],
     )
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from distill.engine.blocks import BlockPool, block_digest
+from distill.engine.paging.blocks import BlockPool, block_digest
 
 
 def test_lowest_blocks_first() -> None:

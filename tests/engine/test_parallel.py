@@ -20,7 +20,7 @@ from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import LayerShape, PagedKVCache
 from distill.engine.parallel import decode, encode
 from distill.engine.runner import Engine
-from distill.engine.sequence import Sequence
+from distill.engine.sequence import GONE, Sequence
 from distill.engine.types import SamplingParams
 from distill.errors import CheckpointError
 from distill.model.load import load_model
@@ -31,36 +31,41 @@ from tests.engine.share_worker import CONFIG, PARAMS, PROMPTS
 ROOT = Path(__file__).parents[2]
 
 
-def _sequence(tokens: list[int], blocks: list[int], computed: int, shared: int = 0) -> Sequence:
+def _sequence(tokens: list[int], tables: list[list[int]], computed: int, shared: int = 0) -> Sequence:
     sequence = Sequence("x", tokens, len(tokens), SamplingParams(), 0, 99, frozenset())
-    sequence.blocks, sequence.num_computed, sequence.num_shared = blocks, computed, shared
+    sequence.tables, sequence.num_dropped = tables, [table.count(GONE) for table in tables]
+    sequence.num_computed, sequence.num_shared = computed, shared
     return sequence
 
 
 def test_a_step_survives_being_sent() -> None:
+    """Two groups of layers, the second with a window of two tokens."""
     works = [
-        Work(_sequence(list(range(20, 26)), [3, 1], 5), 1),
-        Work(_sequence(list(range(30, 41)), [2, 7, 5], 8), 3),
-        Work(_sequence(list(range(50, 59)), [0, 6, 4], 3, shared=4), 5),
+        Work(_sequence(list(range(20, 26)), [[3, 1], [GONE, 9]], 5), 1),
+        Work(_sequence(list(range(30, 41)), [[2, 7, 5], [GONE, 8, 12]], 8), 3),
+        Work(_sequence(list(range(50, 59)), [[0, 6, 4], [10, 11]], 3, shared=4), 5),
     ]
+    cpu = torch.device("cpu")
     cache = PagedKVCache(
-        [LayerShape(1, 2, 2)], num_blocks=8, block_size=4, dtype=torch.float32, device=torch.device("cpu")
+        [LayerShape(1, 2, 2)], places=[(0, 0), (1, 0)], num_blocks=13, block_size=4, dtype=torch.float32, device=cpu
     )
-    numbers = encode(works, [0, 3, 8])
-    sent, rows = decode(torch.tensor(numbers).tolist())
+    sent, rows = decode(torch.tensor(encode(works, [0, 3, 8])).tolist())
     assert rows == [0, 3, 8]
-    ours, theirs = (pack(w, cache, StepBuffers(torch.device("cpu"))) for w in (works, sent))
-    for name in ("input_ids", "position_ids", "slots", "stored"):
+    ours, theirs = (pack(w, cache, StepBuffers(cpu)) for w in (works, sent))
+    for name in ("input_ids", "position_ids", "stored"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert ours.num_decode == theirs.num_decode == 1
-    assert [(s.start, s.end, s.context) for s in ours.segments] == [
-        (s.start, s.end, s.context) for s in theirs.segments
-    ]
-    for a, b in zip(ours.segments, theirs.segments, strict=True):
-        assert a.blocks is not None and b.blocks is not None and torch.equal(a.blocks, b.blocks)
-    assert ours.decode is not None and theirs.decode is not None
-    assert torch.equal(ours.decode.view(None).rows, theirs.decode.view(None).rows)
-    assert torch.equal(ours.decode.view(None).visible, theirs.decode.view(None).visible)
+    assert len(ours.placements) == len(theirs.placements) == 2
+    for own, other, window in zip(ours.placements, theirs.placements, (None, 2), strict=True):
+        assert own.slots is not None and other.slots is not None and torch.equal(own.slots, other.slots)
+        assert [(s.start, s.end, s.context, s.skipped) for s in own.segments] == [
+            (s.start, s.end, s.context, s.skipped) for s in other.segments
+        ]
+        for a, b in zip(own.segments, other.segments, strict=True):
+            assert a.blocks is not None and b.blocks is not None and torch.equal(a.blocks, b.blocks)
+        assert own.decode is not None and other.decode is not None
+        assert torch.equal(own.decode.view(window).rows, other.decode.view(window).rows)
+        assert torch.equal(own.decode.view(window).visible, other.decode.view(window).visible)
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ def test_shared_blocks_decode_in_one_batch() -> None:
     apart = Engine(model, None, EngineConfig(block_size=4, prefix_cache=False))
     found = shared.generate([prompt] * 8, params)
     assert [c.token_ids for c in found] == [c.token_ids for c in apart.generate([prompt] * 8, params)]
-    assert shared.stats.blocks_peak == 8 + 8 * 3 and apart.stats.blocks_peak == 8 * 11
+    # at the end; and in the first step, when the window has passed nothing yet
+    assert shared.stats.blocks_peak == 8 + 8 * 3 + 8 * 3 and apart.stats.blocks_peak == 8 * 9 + 8 * 9
 
 
 def test_an_interrupted_step_leaves_nothing_to_find(monkeypatch: pytest.MonkeyPatch) -> None:

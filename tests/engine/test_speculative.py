@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 
 from distill.engine.kv_cache import blocks_for, kv_bytes_per_token
+from distill.engine.paging.groups import num_passed
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.speculative.speculation import Draft
 from distill.engine.types import Completion, SamplingParams
@@ -86,7 +87,8 @@ def test_preemption_and_a_draft_short_of_blocks_keep_the_text(name: str) -> None
     assert engine.stats.preemptions > 0 and engine.stats.accepted_tokens > 0
     short = Engine(target, None, EngineConfig(block_size=4), draft=Draft(target, None, 4))
     assert short.speculation is not None
-    short.speculation.drafter.pool.allocate(short.num_blocks - 7)  # 28 tokens for six sequences
+    pool = short.speculation.drafter.pool
+    pool.allocate(pool.num_blocks - 7)  # 28 tokens for six sequences
     assert [c.token_ids for c in short.generate(prompts, GREEDY)] == expected
     assert 0 < short.stats.verifications < short.stats.decode_tokens
 
@@ -112,6 +114,26 @@ def test_blocks_are_those_of_plain_decoding(model: hf.PreTrainedModel) -> None:
     plain = Engine(model, None, EngineConfig(block_size=4))
     plain.generate([[5] * 7], SamplingParams(max_tokens=60, ignore_eos=True))
     assert plain.pool is not None and engine.pool.num_cached == plain.pool.num_cached
+
+
+def test_a_window_is_kept_beside_guesses() -> None:
+    """Gemma-2: a layer sees all and has every block; the other has those after the ones that its window of 9 had passed
+    when the step began. Guesses that did not stand leave nothing in either."""
+    model = tiny_model("gemma2")
+    engine = Engine(model, None, EngineConfig(block_size=4), draft=Draft(nearby(model, 0.3), None, 5))
+    assert engine.pool is not None and engine.speculation is not None
+    assert engine.pool.num_blocks == 2 * engine.speculation.drafter.pool.num_blocks
+    params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=1.0, seed=3)
+    engine.add("a", [5, 9, 33, 12, 80, 7, 44], params)
+    cached = 0
+    while engine.has_work:
+        before = cached
+        engine.step()
+        cached = 7 + engine.stats.sampled_tokens - 1
+        if engine.has_work:
+            assert engine.pool.num_used == 2 * blocks_for(max(cached, 8), 4) - num_passed(9, before, 4)
+    assert engine.stats.accepted_tokens > 10 and engine.stats.draft_tokens - engine.stats.accepted_tokens > 10
+    assert engine.pool.num_used == _draft_blocks(engine) == 0
 
 
 def test_an_aborted_request_frees_both_caches(model: hf.PreTrainedModel) -> None:
@@ -225,6 +247,14 @@ def test_both_caches_fit_in_the_bytes(model: hf.PreTrainedModel) -> None:
     assert engine.cache is not None and engine.speculation is not None
     assert engine.num_blocks == 4
     assert engine.cache.total_bytes + engine.speculation.drafter.cache.total_bytes == config.kv_bytes
+    # a target of two groups: two blocks of a layer each for one block of the draft's two layers, and one to spare
+    target = tiny_model("gemma2")
+    block, own = (4 * kv_bytes_per_token(m.config, m.dtype) for m in (target, model))
+    for kv_bytes, count in ((5 * (block + own), 10), (5 * (block + own) + block // 2, 11), (6 * (block + own) - 1, 11)):
+        engine = Engine(target, None, EngineConfig(block_size=4, kv_bytes=kv_bytes), draft=Draft(model, None))
+        assert engine.cache is not None and engine.speculation is not None
+        assert (engine.num_blocks, engine.speculation.drafter.pool.num_blocks) == (count, 5)
+        assert engine.cache.total_bytes + engine.speculation.drafter.cache.total_bytes <= kv_bytes
 
 
 def test_a_draft_with_a_shorter_context_falls_silent(model: hf.PreTrainedModel) -> None:

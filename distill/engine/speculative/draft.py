@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from distill.engine import sampler
 from distill.engine.batch import Work, pack
-from distill.engine.blocks import BlockPool
 from distill.engine.buffers import StepBuffers
 from distill.engine.kv_cache import PagedKVCache, blocks_for
-from distill.engine.prefix import PrefixCache
+from distill.engine.paging.block_tables import BlockTables
+from distill.engine.paging.blocks import BlockPool
+from distill.engine.paging.prefix import PrefixCache
 from distill.engine.probe import forward
 from distill.engine.results import logit_rows
 from distill.engine.sequence import Sequence
@@ -48,6 +49,8 @@ class Drafter:
     ) -> None:
         self.cache = cache
         self.pool = BlockPool(cache.num_blocks)
+        # copies keep all their blocks, whatever the layers see
+        self._tables = BlockTables(self.pool, (None,), block_size=config.block_size, chunk=config.prefill_tokens)
         self._model = model.eval()
         self._config = config
         self._max_length = max_length
@@ -80,15 +83,13 @@ class Drafter:
         del copy.token_ids[num_certain:]
         copy.num_computed = min(copy.num_computed, num_certain)
         self._prefix.offer(copy, 0)
-        held = blocks_for(copy.num_computed, self._config.block_size)
-        self.pool.release(copy.blocks[held:])
-        del copy.blocks[held:]
+        self._tables.trim(copy, [blocks_for(copy.num_computed, self._config.block_size)] * len(copy.tables))
 
     def drop(self, request_id: str) -> None:
         """Forget a sequence and free its blocks."""
         copy = self._copies.pop(request_id, None)
         if copy is not None:
-            self.pool.release(copy.blocks)
+            self._tables.release(copy)
 
     def _begin(self, sequence: Sequence, count: int) -> _Guess:
         """Bring the copy up to date, as far as this model's context and vocabulary reach."""
@@ -126,19 +127,17 @@ class Drafter:
 
     def _reserve(self, guess: _Guess) -> bool:
         """Blocks for everything that is computed of the sequence in this round, prefixes of others included."""
-        copy, size = guess.copy, self._config.block_size
-        needed = blocks_for(guess.certain + guess.count - 1, size)
-        if copy.blocks or copy.num_computed:
-            missing = max(0, needed - len(copy.blocks))
-            if missing > self.pool.num_free:
+        copy, tokens = guess.copy, guess.certain + guess.count - 1
+        if copy.tables:
+            if self._tables.num_missing(copy, tokens) > self.pool.num_free:
                 return False
         else:
             found = self._prefix.find(copy)
-            missing = needed - len(found)
-            if missing + self.pool.num_idle(cached.block for cached in found) > self.pool.num_free:
+            missing = blocks_for(tokens, self._config.block_size) - found.num_blocks
+            if missing + self.pool.num_idle(cached.block for cached in found.groups[0]) > self.pool.num_free:
                 return False
             self._prefix.adopt(copy, found)
-        copy.blocks += self.pool.allocate(missing)
+        self._tables.grow(copy, tokens)
         return True
 
     def _forward(self, works: list[Work], guesses: dict[str, _Guess]) -> None:

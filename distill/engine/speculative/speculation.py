@@ -9,15 +9,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.engine.batch import Work
-from distill.engine.blocks import BlockPool
 from distill.engine.kv_cache import blocks_for
-from distill.engine.memory import make_cache
-from distill.engine.prefix import PrefixCache
-from distill.engine.probe import Structure
+from distill.engine.paging.block_tables import BlockTables
+from distill.engine.paging.prefix import PrefixCache
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
 from distill.engine.speculative.verify import Proposal, Verdict, verify
-from distill.engine.types import EngineConfig, EngineStats
+from distill.engine.types import EngineStats
 from distill.errors import EngineError
 
 
@@ -58,34 +56,19 @@ def _name(model: PreTrainedModel) -> str:
     return str(model.config.name_or_path or type(model).__name__)
 
 
-def speculate(
-    draft: Draft,
-    structure: Structure,
-    config: EngineConfig,
-    *,
-    pool: BlockPool,
-    prefix: PrefixCache,
-    target_vocab: int,
-) -> Speculation:
-    """Speculation for the sequences that own blocks of `pool`; the draft's cache has as many blocks of its own."""
-    cache = make_cache(structure, config, pool.num_blocks, draft.model.device)
-    drafter = Drafter(draft.model, cache, config, max_length=structure.max_length, target_vocab=target_vocab)
-    return Speculation(drafter, pool, prefix, block_size=config.block_size, num_tokens=draft.num_tokens)
-
-
 class Speculation:
     """Adds guesses to the sequences that decode in a step, and takes back those that did not stand: afterwards both
     caches hold the blocks that decoding without a draft would hold."""
 
     def __init__(
-        self, drafter: Drafter, pool: BlockPool, prefix: PrefixCache, *, block_size: int, num_tokens: int
+        self, drafter: Drafter, tables: BlockTables, prefix: PrefixCache, *, block_size: int, num_tokens: int
     ) -> None:
         self.drafter = drafter
-        self._pool = pool
+        self._tables = tables
         self._prefix = prefix
         self._block_size = block_size
         self._num_tokens = num_tokens
-        self._open: dict[str, tuple[Proposal, int]] = {}  # guesses of this step, and blocks held before them
+        self._open: dict[str, tuple[Proposal, list[int]]] = {}  # guesses of this step, and blocks held before them
 
     def extend(self, works: list[Work], stats: EngineStats) -> list[Work]:
         """The works with guesses as further tokens; single tokens stay first."""
@@ -93,7 +76,7 @@ class Speculation:
         # a grammar says what may follow token by token: no guesses there
         able = [w.sequence for w in works if w.is_decode and w.samples and w.sequence.num_output]
         sequences = [sequence for sequence in able if sequence.progress is None]
-        held = [len(sequence.blocks) for sequence in sequences]
+        held = [[len(table) for table in sequence.tables] for sequence in sequences]
         counts = [self._reserve(sequence) for sequence in sequences]
         proposals = self.drafter.propose(sequences, counts)
         self._open = {}
@@ -101,7 +84,7 @@ class Speculation:
             if proposal.tokens:
                 sequence.token_ids += proposal.tokens
                 self._open[sequence.request_id] = proposal, before
-            self._trim(sequence, max(before, blocks_for(len(sequence.token_ids), self._block_size)))
+            self._trim(sequence, before, len(sequence.token_ids))
         stats.draft_seconds += time.perf_counter() - started
         plain = [work for work in works if work.sequence.request_id not in self._open]
         drafted = [
@@ -124,7 +107,7 @@ class Speculation:
             certain = len(sequence.token_ids) - rejected
             del sequence.token_ids[-len(proposal.tokens) :]
             _, before = self._open[sequence.request_id]
-            self._trim(sequence, max(before, blocks_for(sequence.num_computed, self._block_size)))
+            self._trim(sequence, before, sequence.num_computed)
             self.drafter.keep(sequence.request_id, certain)
             stats.verifications += 1
             stats.draft_tokens += len(proposal.tokens)
@@ -143,14 +126,13 @@ class Speculation:
         """How many guesses there is room for in the sequence and among the free blocks, which it takes; nobody else has
         to give any back for them."""
         length = len(sequence.token_ids)
-        count = min(self._num_tokens, sequence.max_length - length - 1)
-        room = (len(sequence.blocks) + self._pool.num_free) * self._block_size - length
-        count = max(0, min(count, room))
-        missing = blocks_for(length + count, self._block_size) - len(sequence.blocks)
-        sequence.blocks += self._pool.allocate(max(0, missing))
+        count = max(0, min(self._num_tokens, sequence.max_length - length - 1))
+        while count and self._tables.num_missing(sequence, length + count) > self._tables.pool.num_free:
+            count -= 1
+        self._tables.grow(sequence, length + count)
         return count
 
-    def _trim(self, sequence: Sequence, count: int) -> None:
-        """Give back the blocks after the first `count`."""
-        self._pool.release(sequence.blocks[count:])
-        del sequence.blocks[count:]
+    def _trim(self, sequence: Sequence, before: list[int], tokens: int) -> None:
+        """Give back the blocks that were not held before and that so many tokens do not fill."""
+        whole = blocks_for(tokens, self._block_size)
+        self._tables.trim(sequence, [max(count, whole) for count in before])

@@ -36,12 +36,15 @@ def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
 class BlockPool:
     """Which blocks are free, owned, or kept for reuse. Blocks without content go out first, the lowest ids before the
     others, so that the blocks in use stay close together and attention can read them as one range; then the kept ones,
-    least recently used first."""
+    least recently used first. Each of `num_homes` askers gets empty blocks of its own part, while there are any."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, num_homes: int = 1) -> None:
         self.num_blocks = num_blocks
         self.num_evictions = 0
-        self._empty = list(range(num_blocks))  # a heap
+        self._num_empty = num_blocks
+        self._empty: list[list[int]] = [[] for _ in range(num_homes)]  # a heap each
+        for block in range(num_blocks):
+            self._empty[self._home(block)].append(block)
         self._owners = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
         self._cached: dict[bytes, CachedBlock] = {}
@@ -50,7 +53,7 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that `allocate` can hand out: the empty ones, and those that are only kept for reuse."""
-        return len(self._empty) + len(self._idle)
+        return self._num_empty + len(self._idle)
 
     @property
     def num_used(self) -> int:
@@ -61,10 +64,10 @@ class BlockPool:
         """Blocks that can be found by hash, owned or not."""
         return len(self._cached)
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int, *, home: int = 0) -> list[int]:
         """Take `count` blocks; the caller has checked `num_free`."""
         assert count <= self.num_free, f"{count} blocks asked of {self.num_free} free ones"
-        blocks = [heapq.heappop(self._empty) if self._empty else self._evict() for _ in range(count)]
+        blocks = [self._take_empty(home) if self._num_empty else self._evict() for _ in range(count)]
         for block in blocks:
             self._owners[block] = 1
         return blocks
@@ -84,7 +87,7 @@ class BlockPool:
             self._owners[block] -= 1
             if not self._owners[block]:
                 if self._digests[block] is None:
-                    heapq.heappush(self._empty, block)
+                    self._put_empty(block)
                 else:
                     self._idle[block] = None
 
@@ -107,10 +110,21 @@ class BlockPool:
     def forget(self) -> None:
         """Find nothing again of what was computed up to now, as its model has changed or is to be measured."""
         for block in self._idle:
-            heapq.heappush(self._empty, block)
+            self._put_empty(block)
         self._idle.clear()
         self._cached.clear()
         self._digests = [None] * self.num_blocks
+
+    def _home(self, block: int) -> int:
+        return block * len(self._empty) // self.num_blocks
+
+    def _put_empty(self, block: int) -> None:
+        heapq.heappush(self._empty[self._home(block)], block)
+        self._num_empty += 1
+
+    def _take_empty(self, home: int) -> int:
+        self._num_empty -= 1
+        return heapq.heappop(self._empty[home] or max(self._empty, key=len))
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)
