@@ -115,8 +115,7 @@ def head_loss(
         chunk_tokens,
         form,
     )
-    divergence, cross_entropy, agreement, accuracy, weight = metrics.unbind()
-    return LossSums(loss, divergence, cross_entropy, agreement, accuracy, weight)
+    return LossSums(loss, *metrics.unbind())
 
 
 class _HeadLoss(torch.autograd.Function):

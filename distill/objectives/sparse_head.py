@@ -44,8 +44,7 @@ def sparse_head_loss(
         chunk_tokens or CHUNK_TOKENS,
         own_tokens,
     )
-    divergence, cross_entropy, agreement, accuracy, weight = metrics.unbind()
-    return LossSums(loss, divergence, cross_entropy, agreement, accuracy, weight)
+    return LossSums(loss, *metrics.unbind())
 
 
 class _SparseHeadLoss(torch.autograd.Function):

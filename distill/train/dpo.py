@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 from datasets import Dataset
 from peft import PeftConfig
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from distill.train.finite import FiniteCheck
-from distill.train.saving import save_checkpoint
+from distill.train.saving import GuardedTrainer
 
 
-class PreferenceTrainer(DPOTrainer):
+class PreferenceTrainer(GuardedTrainer, DPOTrainer):
     """DPOTrainer on pairs that are tokenised already; `ref_model` is None with LoRA, whose base is the reference.
 
     Nothing drops out: policy and reference are compared, and with LoRA they are one model, in train mode.
@@ -55,22 +52,6 @@ class PreferenceTrainer(DPOTrainer):
     ) -> Dataset:
         """The dataset as it is: `model.chat.encode_preference` made it, with the same template as sft and kd."""
         return dataset
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Forward and backward of one micro-batch, whose loss is looked at before the optimizer step."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.finite.see(loss)
-        return loss
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
-
-    def create_model_card(  # type: ignore[override]
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Nothing, as in KDTrainer."""
 
 
 def _without_dropout(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +16,11 @@ from distill.objectives.divergences import Objective
 from distill.objectives.head import Form
 from distill.train.finite import FiniteCheck
 from distill.train.forward import LossOutput, attach_loss_head
-from distill.train.saving import save_checkpoint
+from distill.train.saving import GuardedTrainer
 from distill.train.signals import Signal
 
 
-class KDTrainer(SFTTrainer):
+class KDTrainer(GuardedTrainer, SFTTrainer):
     """Trains on `objective` through the loss head; `signal` is None iff the objective is cross entropy alone.
 
     The loss of a step is the sum over its scored tokens, on all processes and in all micro-batches, divided by their
@@ -91,19 +90,3 @@ class KDTrainer(SFTTrainer):
                 del means["divergence"], means["agreement"]
             logs.update(means)
         super().log(logs, start_time)
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Forward and backward of one micro-batch, whose loss is looked at before the optimizer step."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.finite.see(loss)
-        return loss
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
-
-    def create_model_card(  # type: ignore[override]
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Nothing: a checkpoint to resume from needs no card, and TRL's would import every tracker there is."""

@@ -1,13 +1,39 @@
-"""The trainer's own checkpoint, made whole or not at all by `checkpoints.write_checkpoint`."""
+"""What every trainer of ours does around a step: looks at the loss, and makes checkpoints whole or not at all."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor, nn
 from transformers import Trainer
 
 from distill.train.checkpoints import write_checkpoint
+from distill.train.finite import FiniteCheck
+
+
+class GuardedTrainer(Trainer):
+    """To be named before the trainer it guards: `class KDTrainer(GuardedTrainer, SFTTrainer)`."""
+
+    finite: FiniteCheck
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one micro-batch, whose loss is looked at before the optimizer step."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.finite.see(loss)
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
+
+    def create_model_card(  # type: ignore[override]
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Nothing: a checkpoint to resume from needs no card, and TRL's would import every tracker there is."""
 
 
 def save_checkpoint(trainer: Trainer, write: Callable[[], None]) -> None:
