@@ -22,10 +22,10 @@ def _logits(raw, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _read(row, columns, width, scale, softcap, HAS_SOFTCAP: tl.constexpr):
+def _read(row, columns, width, scale, softcap, HAS_SOFTCAP: tl.constexpr, EVICT: tl.constexpr):
     """Logits in float32, -inf beyond the row's width."""
     inside = columns < width
-    raw = tl.load(row + columns, mask=inside, other=0.0)
+    raw = tl.load(row + columns, mask=inside, other=0.0, eviction_policy=EVICT)
     return tl.where(inside, _logits(raw, scale, softcap, HAS_SOFTCAP), float("-inf"))
 
 
@@ -80,6 +80,9 @@ def divergence_kernel(
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+    KEEP: tl.constexpr,
+    LEAVE: tl.constexpr,
 ):
     """Gradient in place over `student`; (divergence, cross entropy, agreement, accuracy) into `out` [4, tokens].
 
@@ -95,9 +98,9 @@ def divergence_kernel(
     z_top, z_sum = float("-inf"), tl.zeros([TILE], tl.float32)  # at temperature 1, over all of the student's rows
     q_top, q_sum, q_gap = float("-inf"), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
     p_top, p_sum, p_gap = float("-inf"), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-    for start in range(0, width, TILE):
+    for start in tl.range(0, width, TILE, num_stages=STAGES):
         columns = start + lanes
-        z = _read(z_row, columns, width, student_scale, student_softcap, STUDENT_SOFTCAP)
+        z = _read(z_row, columns, width, student_scale, student_softcap, STUDENT_SOFTCAP, KEEP)
         found = tl.where(columns == label, z, found)
         if not SAME:
             top = tl.maximum(z_top, tl.max(z, 0))
@@ -105,7 +108,10 @@ def divergence_kernel(
             z_top = top
         if HAS_TEACHER:
             inside = columns < common
-            t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP) * inverse_temperature
+            t = (
+                _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP, LEAVE)
+                * inverse_temperature
+            )
             y = tl.where(inside, z * inverse_temperature, float("-inf"))
             gap = tl.where(inside, y - t, 0.0)
             top = tl.maximum(q_top, tl.max(y, 0))
@@ -126,11 +132,11 @@ def divergence_kernel(
             mean = divergence
         else:
             sums, means = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-            for start in range(0, common, TILE):
+            for start in tl.range(0, common, TILE, num_stages=STAGES):
                 columns = start + lanes
                 inside = columns < common
-                z = _read(z_row, columns, common, student_scale, student_softcap, STUDENT_SOFTCAP)
-                t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP)
+                z = _read(z_row, columns, common, student_scale, student_softcap, STUDENT_SOFTCAP, KEEP)
+                t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP, LEAVE)
                 log_q = tl.where(inside, z * inverse_temperature - q_total, _NO_MASS)
                 log_p = tl.where(inside, t * inverse_temperature - p_total, _NO_MASS)
                 term, by_q = _terms(log_q, log_p, share, KIND)
@@ -143,13 +149,16 @@ def divergence_kernel(
         z_total = z_top + tl.log(tl.sum(z_sum, 0))
 
     both = tl.zeros([TILE], tl.float32)
-    for start in range(0, width, TILE):
+    for start in tl.range(0, width, TILE, num_stages=STAGES):
         columns = start + lanes
-        z = _read(z_row, columns, width, student_scale, student_softcap, STUDENT_SOFTCAP)
+        z = _read(z_row, columns, width, student_scale, student_softcap, STUDENT_SOFTCAP, LEAVE)
         slope = tl.zeros([TILE], tl.float32)
         if HAS_TEACHER:
             inside = columns < common
-            t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP) * inverse_temperature
+            t = (
+                _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP, LEAVE)
+                * inverse_temperature
+            )
             y = z * inverse_temperature
             both = tl.where(inside & (y == q_top) & (t == p_top), 1.0, both)
             log_q, log_p = tl.where(inside, y - q_total, _NO_MASS), tl.where(inside, t - p_total, _NO_MASS)

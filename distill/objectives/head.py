@@ -199,12 +199,12 @@ class _Gradients:
     def zeros(
         cls, wanted: tuple[bool, ...], hidden_NH: Tensor, weight_VH: Tensor, *, few: bool, exact: torch.dtype
     ) -> _Gradients:
-        """Zeros for those of (hidden, weight, bias) that are wanted."""
+        """Room for those of (hidden, weight, bias) that are wanted; the first chunk overwrites the weight's."""
         summed = weight_VH.dtype if few else torch.promote_types(weight_VH.dtype, exact)
         rows, device = weight_VH.shape[0], hidden_NH.device
         return cls(
             torch.zeros_like(hidden_NH) if wanted[0] else None,
-            torch.zeros_like(weight_VH, dtype=summed) if wanted[1] else None,
+            _room(weight_VH, summed, hidden_NH.shape[0]) if wanted[1] else None,
             torch.zeros(rows, dtype=exact, device=device) if wanted[2] else None,
         )
 
@@ -218,7 +218,7 @@ class _Gradients:
         if weights_C1 is not None:
             hidden_CH = (hidden_CH * weights_C1).to(hidden_CH.dtype)
         if self.weight is not None:
-            _add_product_(self.weight, gradient_CV.T, hidden_CH)
+            _add_product_(self.weight, gradient_CV.T, hidden_CH, first=rows.start == 0)
         if self.bias is not None:
             weighted = gradient_CV if weights_C1 is None else gradient_CV * weights_C1
             self.bias += weighted.sum(0, dtype=self.bias.dtype)
@@ -268,12 +268,20 @@ def _chunk_function(form: Form, chunk_tokens: int) -> tuple[ChunkLoss, int]:
     return by_kernel, max(1, chunk_tokens // 4)
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; CUDA adds a product of 16-bit matrices to a float32 total without rounding it before."""
+def _room(weight_VH: Tensor, dtype: torch.dtype, tokens: int) -> Tensor:
+    """For the head's gradient: it is read before it is written only where there is nothing to write."""
+    return torch.empty_like(weight_VH, dtype=dtype) if tokens else torch.zeros_like(weight_VH, dtype=dtype)
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total += a @ b, or total = a @ b; CUDA adds 16-bit matrices' product to a float32 total without rounding it."""
+    beta = 0.0 if first else 1.0
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=beta)
     elif total.device.type == "cuda" and total.dtype == torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
+    elif first:
+        total.copy_(a @ b)
     else:
         total += a @ b
 
