@@ -43,7 +43,12 @@ class Case:
 
 LIVE = {"objective": "kd", "divergence": "forward_kl"}
 SFT = {"objective": "sft"}
-SIGNALS = {"top k": {"kind": "top_k"}, "hidden states": {"kind": "hidden"}, "sampled ids": {"kind": "sampled"}}
+SIGNALS = {
+    "top k": {"kind": "top_k"},
+    "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
+    "hidden states": {"kind": "hidden"},
+    "sampled ids": {"kind": "sampled"},
+}
 
 
 def methods(case: Case, seeds: int) -> list[Method]:

@@ -81,10 +81,11 @@ def chunk_loss_triton(
         SAME=teacher_CU is not None and temperature == 1.0 and common == width,
         STUDENT_SOFTCAP=softcaps[0] is not None,
         TEACHER_SOFTCAP=softcaps[1] is not None,
-        TILE=min(launch.tile, triton.next_power_of_2(width)),
+        TILE=max(8, min(launch.tile, triton.next_power_of_2(width))),
         STAGES=launch.stages,
         KEEP="evict_last" if launch.keep else "",
         LEAVE="evict_first" if launch.keep else "",
+        FAST=student_CV.is_cuda,
         num_warps=launch.warps,
     )
     return out
