@@ -4,9 +4,9 @@ once more for loss and gradient. Launched by `loss.py`.
 P = softmax(t / T), Q = softmax(z / T), M = share P + (1 - share) Q. KINDs: 0 forward KL, 1 reverse KL, 2 JSD, 3 skew
 forward KL, 4 skew reverse KL, 5 total variation. Logarithms are to base 2 inside, for the GPU's exp and log are.
 
-What bounds it are instructions, not memory: hence tiles [LANES, 8] of which a thread holds the 8 (loads of 16 bytes, and
-maxima and sums that need no other thread), one factor on the logits for scale, temperature and base, and no masks but in
-the row's last tile.
+What bounds it are instructions, not memory: hence tiles [LANES, 8] of which a thread holds the 8 (loads of 16 bytes,
+maxima and sums that need no other thread), one factor on the logits for scale, temperature and base, and masks in the
+row's last tile alone.
 """
 
 import triton
