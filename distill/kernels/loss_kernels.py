@@ -74,7 +74,7 @@ def _compare(
     TEACHER_SOFTCAP: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """Sums, over the columns before `full` or if MASKED from there on, of `terms`' first value and of Q times the third."""
+    """Over the columns before `full`, or from there on if MASKED: sums of `terms`' first value, and of Q by_q."""
     sums, means = state
     q_total, p_total = totals
     z_row, t_row, width, common, z_scale, z_softcap, t_scale, t_softcap, inverse_temperature = row
