@@ -25,7 +25,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Case:
-    """Every student trains for `steps` steps of rows of `row_tokens` tokens at most.
+    """Every student trains for `steps` steps of rows of `row_tokens` tokens at most, on a part of the rows for half.
 
     `teacher` None: its folder is given, and the rows it samples are the text. `sampled`: how many rows it samples.
     """

@@ -120,7 +120,8 @@ class Lab:
             running = [item for item in running if item not in ended]
             while waiting and len(running) < self.parallel:
                 method, seeds = waiting.pop(0)
-                entry = {**COMMON, **self.case.student_entry, "max_steps": self.case.steps, **method.entry}
+                steps = self.case.steps // 2 if method.rows == "part" else self.case.steps
+                entry = {**COMMON, **self.case.student_entry, "max_steps": steps, **method.entry}
                 name = method.name if len(seeds) > 1 or method.seeds == 1 else f"{method.name}/{next(iter(seeds))}"
                 running.append(self.start(name, entry, self.files()[method.rows], str(teacher), seeds, "float32"))
             time.sleep(0.2)
