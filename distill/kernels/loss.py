@@ -22,8 +22,8 @@ class Launch:
     """Logits of a tile, warps of a program, tiles read ahead (1: none), whether the student's rows stay in the L2."""
 
     tile: int = 2048
-    warps: int = 8
-    stages: int = 1
+    warps: int = 4
+    stages: int = 3
     keep: bool = False
 
 

@@ -24,6 +24,7 @@ Form = Literal["torch", "triton"]
 ChunkLoss = Callable[[Tensor, LogitMap, Tensor | None, LogitMap, Tensor, Objective], Tensor]
 CHUNK_TOKENS = 1024
 _CHUNK_TOKENS = {"cpu": 256, "torch": CHUNK_TOKENS, "triton": 2 * CHUNK_TOKENS}
+_LOGITS_BYTES = 0.8 * 2**30  # of both buffers, beyond which the teacher's is a quarter of the student's and not a half
 _LOW_PRECISION_SUMS = 4  # chunks whose head gradients may be summed in the head's own 16 bits
 
 
@@ -141,7 +142,8 @@ class _HeadLoss(torch.autograd.Function):
         exact = torch.promote_types(compute, torch.float32)
         few = tokens <= _LOW_PRECISION_SUMS * chunk_tokens and weight_VH.dtype == compute
         gradients = _Gradients.zeros(ctx.needs_input_grad, hidden_NH, weight_VH, few=few, exact=exact)  # type: ignore[attr-defined]
-        chunk_function, part_tokens = _chunk_function(form, chunk_tokens)
+        chunk_function = chunk_loss if form == "torch" else _by_kernel()
+        part_tokens = chunk_tokens if form == "torch" else _part_tokens(chunk_tokens, weight_VH, teacher, compute)
         logits = _Projection(weight_VH, bias_V, compute, chunk_tokens, compute if form == "triton" else exact, tokens)
         teacher_logits = None
         if teacher_NK is not None and teacher is not None:
@@ -243,10 +245,15 @@ class _Projection:
         return torch.addmm(self._bias, hidden, self.weight.T, out=out)
 
 
-def _chunk_function(form: Form, chunk_tokens: int) -> tuple[ChunkLoss, int]:
-    """The form's function, and how many of the teacher's rows it takes at once."""
-    if form == "torch":
-        return chunk_loss, chunk_tokens
+def _part_tokens(chunk_tokens: int, weight_VH: Tensor, teacher: Head | None, compute: torch.dtype) -> int:
+    """How many of the teacher's rows exist at once: wider products are faster, but their logits are memory."""
+    width = weight_VH.shape[0] if teacher is None else teacher.weight.shape[0]
+    half = (chunk_tokens * weight_VH.shape[0] + chunk_tokens // 2 * width) * compute.itemsize
+    return max(1, chunk_tokens // (2 if half <= _LOGITS_BYTES else 4))
+
+
+def _by_kernel() -> ChunkLoss:
+    """The kernel, as the plain form is called."""
     from distill.kernels.loss import chunk_loss_triton
 
     def by_kernel(
@@ -265,7 +272,7 @@ def _chunk_function(form: Form, chunk_tokens: int) -> tuple[ChunkLoss, int]:
             softcaps=(ours.softcap, theirs.softcap),
         )
 
-    return by_kernel, max(1, chunk_tokens // 4)
+    return by_kernel
 
 
 def _room(weight_VH: Tensor, dtype: torch.dtype, tokens: int) -> Tensor:
