@@ -300,7 +300,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes = GPU_SHAPES if device == "cuda" else QUICK_SHAPES if arguments.quick else CPU_SHAPES
     divergences: tuple[DivergenceName, ...] = ("forward_kl", "jsd") if arguments.quick else tuple(BETAS)  # type: ignore[arg-type]
-    rounds = 2 if arguments.quick else 10 if device == "cuda" else 5
+    rounds = 2 if arguments.quick else 5
     command = "python -m benchmarks.kd_loss" + (" --quick" if arguments.quick else "")
     rows, details = [], []
     for shape in shapes:

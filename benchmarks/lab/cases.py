@@ -22,6 +22,11 @@ class Method:
     live: str | None = None  # of a stored form: the method that sees the same rows with the teacher live
     seeds: int = 1
 
+    @property
+    def needs_no_teacher(self) -> bool:
+        """Whether it can train before the teacher is there."""
+        return self.entry["objective"] == "sft" and self.rows != "sampled"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -51,15 +56,15 @@ SIGNALS = {
 }
 
 
-def methods(case: Case, seeds: int) -> list[Method]:
+def methods(case: Case, seeds: int, stored_seeds: int) -> list[Method]:
     """In the order in which they are trained: what the bars need first."""
     found = [
         Method(CE, SFT, "train", seeds=seeds),
         Method(KD, LIVE, "train", seeds=seeds),
-        Method(LIVE_PART, LIVE, "part", seeds=seeds),
+        Method(LIVE_PART, LIVE, "part", seeds=stored_seeds),
     ]
     for name, signal in SIGNALS.items():
-        found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, "part", LIVE_PART, seeds))
+        found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, "part", LIVE_PART, stored_seeds))
     if case.teacher is not None:
         found.append(Method("sft on teacher samples", SFT, "sampled"))
     found += [Method(f"kd {name}", {**LIVE, "divergence": name}, "train") for name in DIVERGENCES]
@@ -93,20 +98,20 @@ CASES = {
         Case(
             "novels",
             student=SMALL,
-            student_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
-            steps=800,
+            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
+            steps=600,
             row_tokens=512,
-            sampled=6144,
+            sampled=4096,
             teacher=LARGE,
-            teacher_entry={"batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-3, "max_steps": 1200},
+            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 800},
         ),
         Case(
             "stories",
             student=Shape(layers=3, hidden=32, heads=4, kv_heads=2, intermediate=88),
-            student_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 4e-3},
-            steps=400,
+            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
+            steps=200,
             row_tokens=256,
-            sampled=4096,
+            sampled=2048,
             sample_batch=256,
         ),
         Case(

@@ -1,21 +1,21 @@
-"""One training of the lab as a process of its own: `python -m benchmarks.lab.entry SPEC.json`.
-
-The spec names the recipe's parts and the seeds, one after the other in this process; the result, with the perplexity on
-the validation rows, stands beside the spec in `result.json` after each seed.
-"""
+"""One training of the lab, in a process of its own: a recipe's entry for each seed, and the perplexity after it."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from benchmarks.lab.models import perplexity
+from benchmarks.lab.models import perplexity, sample
 from distill.recipe.schema import Recipe
 from distill.runs import Run, write_atomically
 from distill.train import stage as train_stage
@@ -37,6 +37,7 @@ class Spec:
     students: dict[str, str]
     dtype: str
     output: str
+    threads: int = 1
 
     def recipe(self, seed: str) -> Recipe:
         """One entry from random weights."""
@@ -81,16 +82,39 @@ def train(spec: Spec, seed: str, console: Console) -> dict[str, Any]:
     }
 
 
-def main(path: Path) -> None:
-    """Every seed of the spec; what fails is written down and ends the process with 1."""
-    spec = Spec(**json.loads(path.read_text()))
+def run(spec: Spec) -> None:
+    """Every seed of the spec; the results so far are written after each."""
+    torch.set_num_threads(spec.threads)
     console = Console(highlight=False, soft_wrap=True)
     done: dict[str, Any] = {}
     for seed in spec.students:
         done[seed] = train(spec, seed, console)
         console.print(f"{spec.name}, seed {seed}: perplexity {done[seed]['perplexity']:.3f}")
-        write_atomically(path.with_name(RESULT), json.dumps({"spec": asdict(spec), "seeds": done}, indent=1) + "\n")
+        result = json.dumps({"spec": asdict(spec), "seeds": done}, indent=1)
+        write_atomically(Path(spec.output) / RESULT, result + "\n")
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def sample_and_run(spec: Spec, rows: int, batch: int) -> None:
+    """The teacher writes the rows first, after the beginnings of those that the spec names."""
+    out = Path(spec.output) / "sampled.parquet"
+    sample(Path(spec.teacher), Path(spec.rows), out, rows=rows, tokens=spec.row_tokens, batch=batch, seed=0)
+    run(replace(spec, rows=str(out)))
+
+
+def in_child(act: Callable[..., None], log: Path, *arguments: object) -> multiprocessing.Process:
+    """`act` in a forked process, which has everything imported already; what it says goes to `log`.
+
+    The parent must not have touched the GPU, nor started threads that compute.
+    """
+    process = multiprocessing.get_context("fork").Process(target=_logged, args=(act, log, arguments))
+    process.start()
+    return process
+
+
+def _logged(act: Callable[..., None], log: Path, arguments: tuple[object, ...]) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb", buffering=0) as handle:
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # what is killed has said what it said
+    act(*arguments)

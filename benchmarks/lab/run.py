@@ -4,46 +4,59 @@
     python -m benchmarks.lab.run --case novels --text runs/lab/text --out runs/lab/novels --json PATH
     python -m benchmarks.lab.run --case stories --teacher ../shared/weights/stories260k --out runs/lab/stories
 
-Every training is an entry of a recipe in a process of its own; several share the device. Recovered gap: (perplexity's
-logarithm of the cross-entropy student - that of the method) / (the same - the teacher's), means over seeds.
+Every training is an entry of a recipe in a process of its own, forked; several share the device. Recovered gap: of the
+nats a token between the cross-entropy student and the teacher, the share that a method gains; means over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common import Row, envelope, write_json
 from benchmarks.lab.cases import CASES, CE, COMMON, Case, Method, methods, sweep
-from benchmarks.lab.entry import RESULT, Spec
+from benchmarks.lab.entry import RESULT, Spec, in_child, run, sample_and_run
 from benchmarks.lab.models import make_random, perplexity, sample
 from benchmarks.lab.text import PART, PART_EVERY, TEMPLATE, TOKENIZER, TRAIN, VALIDATION
 from distill.model.load import load_tokenizer
+from distill.quiet import quiet
 from distill.records import INSTRUCTION, read_parquet, write_parquet
 
 GAP_BAR, STORED_BAR = 0.3, 0.005
 
 
+@dataclass
+class Job:
+    """A training under way."""
+
+    name: str
+    process: multiprocessing.Process
+    started: float
+
+
 class Lab:
-    """A case in a folder: `text/` or what was given, random students, one folder a training."""
+    """A case in a folder: random students, a folder a training. Nothing computes in this process."""
 
     def __init__(self, case: Case, out: Path, text: Path, *, parallel: int, deadline: float, kernel: str) -> None:
         self.case, self.out, self.text = case, out, text
         self.parallel, self.deadline, self.kernel = parallel, deadline, kernel
         self.validation = text / VALIDATION
+        self.running: list[Job] = []
 
-    def files(self) -> dict[str, Path]:
-        """Rows by the names that methods use."""
-        return {"train": self.text / TRAIN, "part": self.text / PART, "sampled": self.out / "sampled.parquet"}
+    def folder(self, name: str) -> Path:
+        """Of a method."""
+        return self.out / name.replace(" ", "-").replace(",", "")
 
     def make_students(self, seeds: int) -> dict[str, str]:
         """Folders of random weights, by seed."""
@@ -53,81 +66,97 @@ class Lab:
             make_random(self.case.student, tokenizer, folder, int(seed))
         return {seed: str(folder) for seed, folder in folders.items()}
 
-    def train_teacher(self) -> Path:
+    def start_teacher(self) -> None:
         """Of the case's own shape, from random weights, on the training rows."""
         assert self.case.teacher is not None
         make_random(self.case.teacher, load_tokenizer(self.text / TOKENIZER), self.out / "random-teacher", 0)
         entry = {**COMMON, **self.case.teacher_entry, "objective": "sft"}
-        students = {"0": str(self.out / "random-teacher")}
-        self.wait([self.start("teacher", entry, self.text / TRAIN, "", students, "bfloat16")])
+        self._start(self._spec("teacher", entry, TRAIN, "", {"0": str(self.out / "random-teacher")}, "bfloat16"))
+
+    @property
+    def teacher(self) -> Path:
+        """Where the trained one lies."""
         return self.out / "teacher" / "lab" / "train-seed-0" / "model"
 
-    def start(
-        self, name: str, entry: dict[str, Any], rows: Path, teacher: str, students: dict[str, str], dtype: str
-    ) -> tuple[str, subprocess.Popen[bytes]]:
-        """A training in a process of its own; its output goes to `log` in its folder."""
-        folder = self.folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _spec(
+        self, name: str, entry: dict[str, Any], rows: str, teacher: str, students: dict[str, str], dtype: str
+    ) -> Spec:
         if entry["objective"] == "kd" and entry.get("signal", {}).get("kind", "live") in ("live", "hidden"):
             entry = {**entry, "kernel": self.kernel}
-        spec = Spec(
+        return Spec(
             name,
             entry,
-            str(rows),
+            str(self.text / rows),
             str(self.validation),
             str(self.text / TOKENIZER),
             self.case.row_tokens,
             teacher,
             students,
             dtype,
-            str(folder),
+            str(self.folder(name)),
         )
-        (folder / "spec.json").write_text(json.dumps(asdict(spec), indent=1))
-        with open(folder / "log", "wb") as log:
-            command = [sys.executable, "-m", "benchmarks.lab.entry", str(folder / "spec.json")]
-            return name, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
-    def folder(self, name: str) -> Path:
-        """Of a method."""
-        return self.out / name.replace(" ", "-").replace(",", "")
+    def _start(self, spec: Spec, *, sampled: bool = False) -> None:
+        log = Path(spec.output) / "log"
+        if sampled:
+            process = in_child(sample_and_run, log, spec, self.case.sampled, self.case.sample_batch)
+        else:
+            process = in_child(run, log, spec)
+        self.running.append(Job(spec.name, process, time.monotonic()))
 
-    def wait(self, running: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-        """Until all have ended, or the time is over."""
-        for name, process in running:
-            try:
-                code = process.wait(max(1.0, self.deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                print(f"{name}: stopped, the time is over", flush=True)
+    def collect(self) -> None:
+        """Say which trainings have ended; after the deadline all are."""
+        over = time.monotonic() >= self.deadline
+        for job in list(self.running):
+            if job.process.is_alive() and not over:
                 continue
-            print(f"{name}: ended with {code}", flush=True)
+            if job.process.is_alive():
+                job.process.kill()
+            job.process.join()
+            self.running.remove(job)
+            code, seconds = job.process.exitcode, time.monotonic() - job.started
+            print(
+                f"{job.name}: {'ended with ' + str(code) if not over else 'stopped'} after {seconds:.0f} s", flush=True
+            )
             if code:
-                print("\n".join((self.folder(name) / "log").read_text(errors="replace").splitlines()[-12:]), flush=True)
+                lines = (self.folder(job.name) / "log").read_text(errors="replace").splitlines()
+                print("\n".join(lines[-8:]), flush=True)
 
-    def train_students(self, todo: Sequence[Method], teacher: Path, students: dict[str, str]) -> None:
-        """As many at once as asked for, the first ones first; methods with rows of a part keep their seeds together."""
+    def train(self, todo: Sequence[Method], students: dict[str, str], *, teacher: Path | None, given: bool) -> None:
+        """The teacher, unless it is `given`, and as many students as asked for at once: first those that need none.
+
+        The seeds of a method that stores signals stay in one process, which writes them once.
+        """
         waiting: list[tuple[Method, dict[str, str]]] = []
         for method in todo:
             seeds = {seed: folder for seed, folder in students.items() if int(seed) <= method.seeds}
-            if method.rows == "part":
-                waiting.append((method, seeds))
-            else:
-                waiting += [(method, {seed: folder}) for seed, folder in seeds.items()]
-        running: list[tuple[str, subprocess.Popen[bytes]]] = []
-        while waiting and time.monotonic() < self.deadline:
-            ended = [item for item in running if item[1].poll() is not None]
-            self.wait(ended)
-            running = [item for item in running if item not in ended]
-            while waiting and len(running) < self.parallel:
-                method, seeds = waiting.pop(0)
-                steps = self.case.steps // 2 if method.rows == "part" else self.case.steps
-                entry = {**COMMON, **self.case.student_entry, "max_steps": steps, **method.entry}
-                name = method.name if len(seeds) > 1 or method.seeds == 1 else f"{method.name}/{next(iter(seeds))}"
-                running.append(self.start(name, entry, self.files()[method.rows], str(teacher), seeds, "float32"))
-            time.sleep(0.2)
-        self.wait(running)
+            together = method.rows == "part"
+            waiting += [(method, seeds)] if together else [(method, {s: f}) for s, f in seeds.items()]
+        if not given:
+            self.start_teacher()
+        while (waiting or self.running) and time.monotonic() < self.deadline:
+            self.collect()
+            ready = given or (self.folder("teacher") / RESULT).exists()
+            for method, seeds in list(waiting):
+                if len(self.running) >= self.parallel:
+                    break
+                if ready or method.needs_no_teacher:
+                    waiting.remove((method, seeds))
+                    self._start_student(method, seeds, str(teacher))
+            if not ready and not self.running:
+                break
+            time.sleep(0.1)
+        self.collect()
         for method, _ in waiting:
-            print(f"{method.name}: not started, the time is over", flush=True)
+            print(f"{method.name}: not started", flush=True)
+
+    def _start_student(self, method: Method, seeds: dict[str, str], teacher: str) -> None:
+        steps = self.case.steps // 2 if method.rows == "part" else self.case.steps
+        entry = {**COMMON, **self.case.student_entry, "max_steps": steps, **method.entry}
+        name = method.name if method.seeds == 1 or len(seeds) > 1 else f"{method.name}/{next(iter(seeds))}"
+        rows = {"train": TRAIN, "part": PART, "sampled": TRAIN}[method.rows]
+        spec = self._spec(name, entry, rows, "" if method.needs_no_teacher else teacher, seeds, "float32")
+        self._start(spec, sampled=method.rows == "sampled")
 
     def results(self, method: str) -> dict[str, Any]:
         """By seed: what the trainings of a method wrote."""
@@ -138,7 +167,21 @@ class Lab:
         return found
 
 
-def stories_text(teacher: Path, out: Path, case: Case) -> Path:
+def score(folder: Path, lab: Lab) -> None:
+    """A given teacher's perplexity, as if it had been trained here."""
+    found = perplexity(folder, lab.validation, lab.case.row_tokens, lab.text / TOKENIZER)
+    out = lab.folder("teacher")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULT).write_text(json.dumps({"seeds": {"0": found}}))
+
+
+def import_trainers() -> None:
+    """What every training imports, before the processes are forked."""
+    with quiet():
+        from distill.train import entry, live, signal_stage  # noqa: F401
+
+
+def stories_text(teacher: Path, out: Path, case: Case) -> None:
     """Rows that the teacher samples, an eighth of them for validation; its tokenizer with a plain chat template."""
     text = out / "text"
     text.mkdir(parents=True, exist_ok=True)
@@ -151,7 +194,6 @@ def stories_text(teacher: Path, out: Path, case: Case) -> Path:
     validation, training = rows[::8], [row for place, row in enumerate(rows) if place % 8]
     for name, content in ((TRAIN, training), (PART, training[::PART_EVERY]), (VALIDATION, validation)):
         write_parquet(text / name, content, INSTRUCTION)
-    return text
 
 
 def table(lab: Lab, todo: Sequence[Method], teacher: dict[str, float]) -> tuple[list[Row], dict[str, Any]]:
@@ -196,6 +238,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="a folder; none: trained here")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stored-seeds", type=int, default=1, help="of stored signals and of what they compare with")
     parser.add_argument("--steps", type=int, help="of a student, other than the case's")
     parser.add_argument("--teacher-steps", type=int)
     parser.add_argument("--rates", type=float, nargs="+", default=(), help="only a sweep of learning rates")
@@ -204,28 +247,37 @@ def main() -> None:
     parser.add_argument("--kernel", choices=("torch", "triton"), default="torch")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    started = time.monotonic()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    torch.set_num_threads(1)
+    import_trainers()
     case = CASES[options.case]
     changes: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if options.teacher_steps is not None:
         changes["teacher_entry"] = {**case.teacher_entry, "max_steps": options.teacher_steps}
     case = Case(**{**vars(case), **changes})
     options.out.mkdir(parents=True, exist_ok=True)
-    text = options.text or stories_text(options.teacher, options.out, case)
-    lab = Lab(case, options.out, text, parallel=options.parallel, deadline=deadline, kernel=options.kernel)
-    started = time.monotonic()
-    teacher = options.teacher or lab.train_teacher()
-    teacher_score = perplexity(teacher, lab.validation, case.row_tokens, text / TOKENIZER)
-    print(f"teacher: {teacher_score} after {time.monotonic() - started:.0f} s", flush=True)
-    todo = sweep(options.rates) if options.rates else methods(case, options.seeds)
+    given = options.teacher is not None
+    if options.text is None:
+        in_child(stories_text, options.out / "text.log", options.teacher, options.out, case).join()
+    text = options.text or options.out / "text"
+    lab = Lab(
+        case,
+        options.out,
+        text,
+        parallel=options.parallel,
+        deadline=started + options.seconds,
+        kernel=options.kernel,
+    )
+    if given:
+        in_child(score, options.out / "score.log", options.teacher, lab).join()
+    todo = sweep(options.rates) if options.rates else methods(case, options.seeds, options.stored_seeds)
     students = lab.make_students(1 if options.rates else options.seeds)
-    if any(method.rows == "sampled" for method in todo):
-        out = lab.files()["sampled"]
-        sizes = {"rows": case.sampled, "tokens": case.row_tokens, "batch": case.sample_batch}
-        sample(teacher, text / TRAIN, out, seed=0, **sizes)
-        print(f"samples after {time.monotonic() - started:.0f} s", flush=True)
-    lab.train_students(todo, teacher, students)
+    print(f"trainings begin after {time.monotonic() - started:.0f} s", flush=True)
+    lab.train(todo, students, teacher=options.teacher or lab.teacher, given=given)
+    teacher_score = next(iter(lab.results("teacher").values()), None)
+    if teacher_score is None:
+        sys.exit("the teacher was not trained in time")
     rows, found = table(lab, todo, teacher_score)
     for row in rows:
         bar = "" if row.bar is None else f"  bar {row.bar:g}: {'met' if row.ok else 'MISSED'}"
@@ -238,7 +290,6 @@ def main() -> None:
             "case": json.loads(json.dumps(asdict(case))),
             "text": json.loads(about.read_text()) if about.exists() else None,
             "teacher": teacher_score,
-            "teacher_training": lab.results("teacher"),
             "methods": found,
             "seconds": seconds,
         }

@@ -55,8 +55,13 @@ def chat(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def thin(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most `count` of the rows, evenly spread."""
+    return list(rows) if len(rows) <= count else [rows[place * len(rows) // count] for place in range(count)]
+
+
 def prepare(
-    source: Path, out: Path, *, vocab_size: int, row_tokens: int, share_of_novels: float = 1.0
+    source: Path, out: Path, *, vocab_size: int, row_tokens: int, max_rows: int, share_of_novels: float = 1.0
 ) -> dict[str, Any]:
     """Writes tokenizer, train, part and validation; what is there."""
     novels = list(read_parquet(source, columns=("id", "author", "text")))
@@ -71,8 +76,8 @@ def prepare(
         name: [chat("", passage) for novel in side for passage in passages(tokenizer, novel["text"], row_tokens - 1)]
         for name, side in ((TRAIN, training), (VALIDATION, validation))
     }
+    rows[TRAIN], rows[VALIDATION] = thin(rows[TRAIN], max_rows), thin(rows[VALIDATION], VALIDATION_ROWS)
     rows[PART] = rows[TRAIN][::PART_EVERY]
-    rows[VALIDATION] = rows[VALIDATION][:: max(1, len(rows[VALIDATION]) // VALIDATION_ROWS)][:VALIDATION_ROWS]
     for name, content in rows.items():
         write_parquet(out / name, content, INSTRUCTION)
     about = {
@@ -93,6 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--row-tokens", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=1 << 30, help="of the training passages, at most")
     parser.add_argument("--share", type=float, default=1.0, help="of the training novels")
     options = parser.parse_args()
     about = prepare(
@@ -100,6 +106,7 @@ def main() -> None:
         options.out,
         vocab_size=options.vocab_size,
         row_tokens=options.row_tokens,
+        max_rows=options.rows,
         share_of_novels=options.share,
     )
     print(json.dumps(about, indent=1))

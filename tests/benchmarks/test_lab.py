@@ -52,7 +52,7 @@ def test_the_recovered_gap_and_the_distance_from_live(tmp_path: Path) -> None:
     write(f"{KD}/2", {"2": 4.0})
     write(LIVE_PART, {"1": 3.9, "2": 7.0})
     write("kd from top k", {"1": 3.91})
-    todo = methods(lab.case, 2)
+    todo = methods(lab.case, 2, 1)
     rows, _ = table(lab, todo, {"nats": 3.0, "perplexity": math.exp(3.0)})
     named = {row.name: row for row in rows}
     assert named[f"{KD}, recovered gap"].value == pytest.approx(0.2 / 1.1)
