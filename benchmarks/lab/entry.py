@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,26 @@ def sample_and_run(spec: Spec, rows: int, batch: int) -> None:
     run(replace(spec, rows=str(out)))
 
 
-def in_child(act: Callable[..., None], log: Path, *arguments: object) -> multiprocessing.Process:
-    """`act` in a forked process, which has everything imported already; what it says goes to `log`.
+def start_method() -> str:
+    """ "fork", which spares each training its imports, where a forked process can compute on the GPU; else "spawn"."""
+    if not torch.cuda.is_available():
+        return "fork"
+    probe = multiprocessing.get_context("fork").Process(target=_touch_gpu)
+    probe.start()
+    probe.join()
+    return "spawn" if probe.exitcode else "fork"
 
-    The parent must not have touched the GPU, nor started threads that compute.
+
+def _touch_gpu() -> None:
+    torch.zeros(1, device="cuda").add_(1).item()
+
+
+def in_child(method: str, act: Callable[..., None], log: Path, *arguments: object) -> BaseProcess:
+    """`act` in a process of its own; what it says goes to `log`.
+
+    Where it is forked, this process must not have touched the GPU, nor started threads that compute.
     """
-    process = multiprocessing.get_context("fork").Process(target=_logged, args=(act, log, arguments))
+    process = multiprocessing.get_context(method).Process(target=_logged, args=(act, log, arguments))  # type: ignore[attr-defined]
     process.start()
     return process
 
@@ -116,5 +131,6 @@ def _logged(act: Callable[..., None], log: Path, arguments: tuple[object, ...]) 
     with open(log, "wb", buffering=0) as handle:
         os.dup2(handle.fileno(), 1)
         os.dup2(handle.fileno(), 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # what is killed has said what it said
-    act(*arguments)
+    with open(1, "w", buffering=1, closefd=False) as lines:  # so that what is killed has said what it said
+        sys.stdout = lines
+        act(*arguments)

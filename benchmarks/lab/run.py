@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.common import Row, envelope, write_json
 from benchmarks.lab.cases import CASES, CE, COMMON, Case, Method, methods, sweep
-from benchmarks.lab.entry import RESULT, Spec, in_child, run, sample_and_run
+from benchmarks.lab.entry import RESULT, Spec, in_child, run, sample_and_run, start_method
 from benchmarks.lab.models import make_random, perplexity, sample
 from benchmarks.lab.text import PART, PART_EVERY, TEMPLATE, TOKENIZER, TRAIN, VALIDATION
 from distill.model.load import load_tokenizer
@@ -41,15 +41,17 @@ class Job:
     """A training under way."""
 
     name: str
-    process: multiprocessing.Process
+    process: BaseProcess
     started: float
 
 
 class Lab:
     """A case in a folder: random students, a folder a training. Nothing computes in this process."""
 
-    def __init__(self, case: Case, out: Path, text: Path, *, parallel: int, deadline: float, kernel: str) -> None:
-        self.case, self.out, self.text = case, out, text
+    def __init__(
+        self, case: Case, out: Path, text: Path, *, parallel: int, deadline: float, kernel: str, method: str = "fork"
+    ) -> None:
+        self.case, self.out, self.text, self.method = case, out, text, method
         self.parallel, self.deadline, self.kernel = parallel, deadline, kernel
         self.validation = text / VALIDATION
         self.running: list[Job] = []
@@ -99,9 +101,9 @@ class Lab:
     def _start(self, spec: Spec, *, sampled: bool = False) -> None:
         log = Path(spec.output) / "log"
         if sampled:
-            process = in_child(sample_and_run, log, spec, self.case.sampled, self.case.sample_batch)
+            process = in_child(self.method, sample_and_run, log, spec, self.case.sampled, self.case.sample_batch)
         else:
-            process = in_child(run, log, spec)
+            process = in_child(self.method, run, log, spec)
         self.running.append(Job(spec.name, process, time.monotonic()))
 
     def collect(self) -> None:
@@ -251,6 +253,7 @@ def main() -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     torch.set_num_threads(1)
     import_trainers()
+    method = start_method()
     case = CASES[options.case]
     changes: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if options.teacher_steps is not None:
@@ -259,7 +262,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     given = options.teacher is not None
     if options.text is None:
-        in_child(stories_text, options.out / "text.log", options.teacher, options.out, case).join()
+        in_child(method, stories_text, options.out / "text.log", options.teacher, options.out, case).join()
     text = options.text or options.out / "text"
     lab = Lab(
         case,
@@ -268,12 +271,13 @@ def main() -> None:
         parallel=options.parallel,
         deadline=started + options.seconds,
         kernel=options.kernel,
+        method=method,
     )
     if given:
-        in_child(score, options.out / "score.log", options.teacher, lab).join()
+        in_child(method, score, options.out / "score.log", options.teacher, lab).join()
     todo = sweep(options.rates) if options.rates else methods(case, options.seeds, options.stored_seeds)
     students = lab.make_students(1 if options.rates else options.seeds)
-    print(f"trainings begin after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"trainings begin after {time.monotonic() - started:.0f} s, by {method}", flush=True)
     lab.train(todo, students, teacher=options.teacher or lab.teacher, given=given)
     teacher_score = next(iter(lab.results("teacher").values()), None)
     if teacher_score is None:
