@@ -112,7 +112,7 @@ CASES = {
             steps=200,
             row_tokens=256,
             sampled=2048,
-            sample_batch=256,
+            sample_batch=1024,
         ),
         Case(
             "tiny",
