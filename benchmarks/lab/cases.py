@@ -9,28 +9,28 @@ from typing import Any
 from benchmarks.lab.models import Shape
 
 DIVERGENCES = ("reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
-CE, KD, LIVE_PART = "cross entropy", "kd forward_kl", "kd forward_kl, part"
+CE, KD = "cross entropy", "kd forward_kl"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: an entry's settings, and the file whose rows it sees."""
+    """One row of the table: an entry's settings. `live`: of a stored form, the method whose teacher is live."""
 
     name: str
     entry: dict[str, Any]
-    rows: str
-    live: str | None = None  # of a stored form: the method that sees the same rows with the teacher live
+    live: str | None = None
     seeds: int = 1
+    sampled: bool = False  # trained on rows that the teacher samples
 
     @property
     def needs_no_teacher(self) -> bool:
         """Whether it can train before the teacher is there."""
-        return self.entry["objective"] == "sft" and self.rows != "sampled"
+        return self.entry["objective"] == "sft" and not self.sampled
 
 
 @dataclass(frozen=True)
 class Case:
-    """Every student trains for `steps` steps of rows of `row_tokens` tokens at most, on a part of the rows for half.
+    """Every student trains for `steps` steps on the students' part of the rows, of `row_tokens` tokens at most.
 
     `teacher` None: its folder is given, and the rows it samples are the text. `sampled`: how many rows it samples.
     """
@@ -59,23 +59,20 @@ SIGNALS = {
 def methods(case: Case, seeds: int, stored_seeds: int) -> list[Method]:
     """In the order in which they are trained: what the bars need first."""
     found = [
-        Method(CE, SFT, "train", seeds=seeds),
-        Method(KD, LIVE, "train", seeds=seeds),
-        Method(LIVE_PART, LIVE, "part", seeds=stored_seeds),
+        Method(CE, SFT, seeds=seeds),
+        Method(KD, LIVE, seeds=seeds),
     ]
     for name, signal in SIGNALS.items():
-        found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, "part", LIVE_PART, stored_seeds))
-    if case.teacher is not None:
-        found.append(Method("sft on teacher samples", SFT, "sampled"))
-    found += [Method(f"kd {name}", {**LIVE, "divergence": name}, "train") for name in DIVERGENCES]
-    found.append(Method("kd forward_kl, half cross entropy", {**LIVE, "ce_weight": 0.5}, "train"))
-    return found
+        found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, KD, stored_seeds))
+    found += [Method(f"kd {name}", {**LIVE, "divergence": name}) for name in DIVERGENCES]
+    found.append(Method("kd forward_kl, half cross entropy", {**LIVE, "ce_weight": 0.5}))
+    return found if case.teacher is None else [*found, Method("sft on teacher samples", SFT, sampled=True)]
 
 
 def sweep(rates: Sequence[float]) -> list[Method]:
     """Cross entropy and kd at several learning rates."""
     return [
-        Method(f"{name} at {rate:g}", {**entry, "learning_rate": rate}, "train")
+        Method(f"{name} at {rate:g}", {**entry, "learning_rate": rate})
         for rate in rates
         for name, entry in ((CE, SFT), (KD, LIVE))
     ]
@@ -99,11 +96,11 @@ CASES = {
             "novels",
             student=SMALL,
             student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
-            steps=600,
+            steps=400,
             row_tokens=512,
             sampled=4096,
             teacher=LARGE,
-            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 800},
+            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 600},
         ),
         Case(
             "stories",

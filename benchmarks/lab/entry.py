@@ -116,17 +116,21 @@ def _touch_gpu() -> None:
     torch.zeros(1, device="cuda").add_(1).item()
 
 
-def in_child(method: str, act: Callable[..., None], log: Path, *arguments: object) -> BaseProcess:
-    """`act` in a process of its own; what it says goes to `log`.
+def in_child(
+    method: str, act: Callable[..., None], log: Path, *arguments: object, gpu: int | None = None
+) -> BaseProcess:
+    """`act` in a process of its own, which sees one GPU or all; what it says goes to `log`.
 
     Where it is forked, this process must not have touched the GPU, nor started threads that compute.
     """
-    process = multiprocessing.get_context(method).Process(target=_logged, args=(act, log, arguments))  # type: ignore[attr-defined]
+    process = multiprocessing.get_context(method).Process(target=_logged, args=(act, log, arguments, gpu))  # type: ignore[attr-defined]
     process.start()
     return process
 
 
-def _logged(act: Callable[..., None], log: Path, arguments: tuple[object, ...]) -> None:
+def _logged(act: Callable[..., None], log: Path, arguments: tuple[object, ...], gpu: int | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb", buffering=0) as handle:
         os.dup2(handle.fileno(), 1)

@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,6 +34,7 @@ from distill.quiet import quiet
 from distill.records import INSTRUCTION, read_parquet, write_parquet
 
 GAP_BAR, STORED_BAR = 0.3, 0.005
+TEACHER = "teacher"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Job:
     name: str
     process: BaseProcess
     started: float
+    gpu: int
 
 
 class Lab:
@@ -54,6 +56,7 @@ class Lab:
         self.case, self.out, self.text, self.method = case, out, text, method
         self.parallel, self.deadline, self.kernel = parallel, deadline, kernel
         self.validation = text / VALIDATION
+        self.free_from = [0.0]  # the time from which each GPU may be used
         self.running: list[Job] = []
 
     def folder(self, name: str) -> Path:
@@ -73,7 +76,7 @@ class Lab:
         assert self.case.teacher is not None
         make_random(self.case.teacher, load_tokenizer(self.text / TOKENIZER), self.out / "random-teacher", 0)
         entry = {**COMMON, **self.case.teacher_entry, "objective": "sft"}
-        self._start(self._spec("teacher", entry, TRAIN, "", {"0": str(self.out / "random-teacher")}, "bfloat16"))
+        self._start(self._spec(TEACHER, entry, TRAIN, "", {"0": str(self.out / "random-teacher")}, "bfloat16"), 0)
 
     @property
     def teacher(self) -> Path:
@@ -98,17 +101,28 @@ class Lab:
             str(self.folder(name)),
         )
 
-    def _start(self, spec: Spec, *, sampled: bool = False) -> None:
+    def _start(self, spec: Spec, gpu: int, *, sampled: bool = False) -> None:
         log = Path(spec.output) / "log"
         if sampled:
-            process = in_child(self.method, sample_and_run, log, spec, self.case.sampled, self.case.sample_batch)
+            sizes = (self.case.sampled, self.case.sample_batch)
+            process = in_child(self.method, sample_and_run, log, spec, *sizes, gpu=gpu)
         else:
-            process = in_child(self.method, run, log, spec)
-        self.running.append(Job(spec.name, process, time.monotonic()))
+            process = in_child(self.method, run, log, spec, gpu=gpu)
+        self.running.append(Job(spec.name, process, time.monotonic(), gpu))
 
-    def collect(self) -> None:
-        """Say which trainings have ended; after the deadline all are."""
-        over = time.monotonic() >= self.deadline
+    def _free_gpu(self) -> int | None:
+        """The one with the fewest trainings; the teacher has its own for itself."""
+        taken = {job.gpu for job in self.running if job.name == TEACHER}
+        loads = [
+            (sum(job.gpu == gpu for job in self.running), gpu)
+            for gpu, since in enumerate(self.free_from)
+            if gpu not in taken and time.monotonic() >= since
+        ]
+        return min(loads)[1] if loads and min(loads)[0] < self.parallel else None
+
+    def collect(self) -> int:
+        """Say which trainings have ended, and how many; after the deadline all are."""
+        over, before = time.monotonic() >= self.deadline, len(self.running)
         for job in list(self.running):
             if job.process.is_alive() and not over:
                 continue
@@ -123,42 +137,48 @@ class Lab:
             if code:
                 lines = (self.folder(job.name) / "log").read_text(errors="replace").splitlines()
                 print("\n".join(lines[-8:]), flush=True)
+        return before - len(self.running)
 
-    def train(self, todo: Sequence[Method], students: dict[str, str], *, teacher: Path | None, given: bool) -> None:
-        """The teacher, unless it is `given`, and as many students as asked for at once: first those that need none.
+    def train(
+        self,
+        todo: Sequence[Method],
+        students: dict[str, str],
+        *,
+        teacher: Path,
+        given: bool,
+        after: Callable[[], object],
+    ) -> None:
+        """The teacher, unless it is `given`, and as many students as asked for at once; `after` some have ended.
 
         The seeds of a method that stores signals stay in one process, which writes them once.
         """
         waiting: list[tuple[Method, dict[str, str]]] = []
         for method in todo:
             seeds = {seed: folder for seed, folder in students.items() if int(seed) <= method.seeds}
-            together = method.rows == "part"
-            waiting += [(method, seeds)] if together else [(method, {s: f}) for s, f in seeds.items()]
+            waiting += [(method, seeds)] if method.live else [(method, {s: f}) for s, f in seeds.items()]
         if not given:
             self.start_teacher()
         while (waiting or self.running) and time.monotonic() < self.deadline:
-            self.collect()
-            ready = given or (self.folder("teacher") / RESULT).exists()
+            if self.collect():
+                after()
+            ready = given or (self.teacher.parent / "manifest.json").exists()
             for method, seeds in list(waiting):
-                if len(self.running) >= self.parallel:
-                    break
-                if ready or method.needs_no_teacher:
+                gpu = self._free_gpu()
+                if gpu is not None and (ready or method.needs_no_teacher):
                     waiting.remove((method, seeds))
-                    self._start_student(method, seeds, str(teacher))
-            if not ready and not self.running:
+                    self._start_student(method, seeds, str(teacher), gpu)
+            if not ready and not any(job.name == TEACHER for job in self.running):
                 break
             time.sleep(0.1)
         self.collect()
         for method, _ in waiting:
             print(f"{method.name}: not started", flush=True)
 
-    def _start_student(self, method: Method, seeds: dict[str, str], teacher: str) -> None:
-        steps = self.case.steps // 2 if method.rows == "part" else self.case.steps
-        entry = {**COMMON, **self.case.student_entry, "max_steps": steps, **method.entry}
+    def _start_student(self, method: Method, seeds: dict[str, str], teacher: str, gpu: int) -> None:
+        entry = {**COMMON, **self.case.student_entry, "max_steps": self.case.steps, **method.entry}
         name = method.name if method.seeds == 1 or len(seeds) > 1 else f"{method.name}/{next(iter(seeds))}"
-        rows = {"train": TRAIN, "part": PART, "sampled": TRAIN}[method.rows]
-        spec = self._spec(name, entry, rows, "" if method.needs_no_teacher else teacher, seeds, "float32")
-        self._start(spec, sampled=method.rows == "sampled")
+        spec = self._spec(name, entry, PART, "" if method.needs_no_teacher else teacher, seeds, "float32")
+        self._start(spec, gpu, sampled=method.sampled)
 
     def results(self, method: str) -> dict[str, Any]:
         """By seed: what the trainings of a method wrote."""
@@ -198,8 +218,9 @@ def stories_text(teacher: Path, out: Path, case: Case) -> None:
         write_parquet(text / name, content, INSTRUCTION)
 
 
-def table(lab: Lab, todo: Sequence[Method], teacher: dict[str, float]) -> tuple[list[Row], dict[str, Any]]:
+def table(lab: Lab, todo: Sequence[Method]) -> tuple[list[Row], dict[str, Any]]:
     """Perplexities, recovered gaps and the bars; and everything that was measured."""
+    teacher = next(iter(lab.results(TEACHER).values()))
     found = {method.name: lab.results(method.name) for method in todo}
     nats = {
         name: statistics.mean(result["nats"] for result in seeds.values()) for name, seeds in found.items() if seeds
@@ -209,7 +230,6 @@ def table(lab: Lab, todo: Sequence[Method], teacher: dict[str, float]) -> tuple[
     recovered = {}
     for name, seeds in found.items():
         if not seeds:
-            print(f"{name}: no result")
             continue
         values = [result["perplexity"] for result in seeds.values()]
         spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
@@ -244,7 +264,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a student, other than the case's")
     parser.add_argument("--teacher-steps", type=int)
     parser.add_argument("--rates", type=float, nargs="+", default=(), help="only a sweep of learning rates")
-    parser.add_argument("--parallel", type=int, default=1, help="trainings at once")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at once, on each GPU")
+    parser.add_argument("--gpus", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--second-after", type=float, default=0.0, help="seconds before the second GPU is used")
     parser.add_argument("--seconds", type=float, default=86_400.0, help="after which nothing goes on")
     parser.add_argument("--kernel", choices=("torch", "triton"), default="torch")
     parser.add_argument("--json", type=Path)
@@ -278,27 +300,43 @@ def main() -> None:
     todo = sweep(options.rates) if options.rates else methods(case, options.seeds, options.stored_seeds)
     students = lab.make_students(1 if options.rates else options.seeds)
     print(f"trainings begin after {time.monotonic() - started:.0f} s, by {method}", flush=True)
-    lab.train(todo, students, teacher=options.teacher or lab.teacher, given=given)
-    teacher_score = next(iter(lab.results("teacher").values()), None)
-    if teacher_score is None:
+    second = [started + options.second_after] if options.gpus == 2 else []
+    lab.free_from += second
+
+    def write() -> None:
+        if options.json is not None and lab.results(TEACHER):
+            write_json(options.json, result_of(lab, todo, options.seeds, started))
+
+    def write_apart() -> None:
+        """Naming the GPU would touch it, after which nothing can be forked."""
+        if method == "fork":
+            in_child(method, write, options.out / "write.log")
+        else:
+            write()
+
+    lab.train(todo, students, teacher=options.teacher or lab.teacher, given=given, after=write_apart)
+    if not lab.results(TEACHER):
         sys.exit("the teacher was not trained in time")
-    rows, found = table(lab, todo, teacher_score)
-    for row in rows:
+    for row in table(lab, todo)[0]:
         bar = "" if row.bar is None else f"  bar {row.bar:g}: {'met' if row.ok else 'MISSED'}"
         print(f"{row.name:<80} {row.value:9.4f} {row.unit}{bar}")
-    seconds = time.monotonic() - started
-    print(f"{seconds:.0f} s in all")
-    if options.json is not None:
-        about = text / "about.json"
-        details = {
-            "case": json.loads(json.dumps(asdict(case))),
-            "text": json.loads(about.read_text()) if about.exists() else None,
-            "teacher": teacher_score,
-            "methods": found,
-            "seconds": seconds,
-        }
-        command = f"python -m benchmarks.lab.run --case {case.name} --seeds {options.seeds}"
-        write_json(options.json, envelope(what=f"lab: {case.name}", command=command, rows=rows, details=details))
+    write()
+    print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def result_of(lab: Lab, todo: Sequence[Method], seeds: int, started: float) -> dict[str, Any]:
+    """What there is so far, as it is written."""
+    rows, found = table(lab, todo)
+    about = lab.text / "about.json"
+    details = {
+        "case": json.loads(json.dumps(asdict(lab.case))),
+        "text": json.loads(about.read_text()) if about.exists() else None,
+        "teacher": lab.results(TEACHER),
+        "methods": found,
+        "seconds": time.monotonic() - started,
+    }
+    command = f"python -m benchmarks.lab.run --case {lab.case.name} --seeds {seeds}"
+    return envelope(what=f"lab: {lab.case.name}", command=command, rows=rows, details=details)
 
 
 if __name__ == "__main__":

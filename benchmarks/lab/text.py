@@ -22,7 +22,7 @@ from distill.records import INSTRUCTION, read_parquet, write_parquet
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 TRAIN, PART, VALIDATION, TOKENIZER = "train.parquet", "part.parquet", "validation.parquet", "tokenizer"
 SHARE = 0.1  # of the text, at least, for validation
-PART_EVERY = 4  # of the training rows, for signals that are stored
+PART_EVERY = 4  # of the training rows, for students
 VALIDATION_ROWS = 2000  # evenly spread over the held-out novels
 _PIECE = 50_000  # characters tokenised at once
 
