@@ -5,7 +5,7 @@
     python -m benchmarks.lab.run --case stories --teacher ../shared/weights/stories260k --out runs/lab/stories
 
 Every training is an entry of a recipe in a process of its own, forked; several share the device. Recovered gap: of the
-nats a token between the cross-entropy student and the teacher, the share that a method gains; means over seeds.
+nats a token between the cross-entropy student and the teacher, the share that a method gains; means over equal seeds.
 """
 
 from __future__ import annotations
@@ -222,11 +222,7 @@ def table(lab: Lab, todo: Sequence[Method]) -> tuple[list[Row], dict[str, Any]]:
     """Perplexities, recovered gaps and the bars; and everything that was measured."""
     teacher = next(iter(lab.results(TEACHER).values()))
     found = {method.name: lab.results(method.name) for method in todo}
-    nats = {
-        name: statistics.mean(result["nats"] for result in seeds.values()) for name, seeds in found.items() if seeds
-    }
     rows = [Row("teacher, perplexity", teacher["perplexity"], "")]
-    gap = nats[CE] - teacher["nats"] if CE in nats else None
     recovered = {}
     for name, seeds in found.items():
         if not seeds:
@@ -234,9 +230,11 @@ def table(lab: Lab, todo: Sequence[Method]) -> tuple[list[Row], dict[str, Any]]:
         values = [result["perplexity"] for result in seeds.values()]
         spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
         rows.append(Row(f"{name}, perplexity of {len(values)} seeds{spread}", statistics.mean(values), ""))
-        if gap is not None and name != CE:
-            recovered[name] = (nats[CE] - nats[name]) / gap
-            rows.append(Row(f"{name}, recovered gap", recovered[name], "share"))
+        same = sorted(set(seeds) & set(found.get(CE, {})))
+        if same and name != CE:
+            mine, plain = (statistics.mean(found[which][seed]["nats"] for seed in same) for which in (name, CE))
+            recovered[name] = (plain - mine) / (plain - teacher["nats"])
+            rows.append(Row(f"{name}, recovered gap, {len(same)} seeds", recovered[name], "share"))
     if recovered:
         best = max((name for name in recovered if name.startswith("kd")), key=lambda name: recovered[name])
         rows.append(Row(f"best kd: {best}", recovered[best], "share", bar=GAP_BAR, ok=recovered[best] >= GAP_BAR))

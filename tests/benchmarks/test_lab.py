@@ -38,7 +38,8 @@ def test_passages_are_the_text_in_pieces_of_so_many_tokens() -> None:
 
 
 def test_the_recovered_gap_and_the_distance_from_live(tmp_path: Path) -> None:
-    """Teacher 3 nats, cross entropy 4 and 4.2, kd 3.8 and 4: 0.2 of 1.1. A stored form 0.01 nats above live: 1%."""
+    """Teacher 3 nats, cross entropy 4 and 4.2, kd 3.8 and 4: 0.2 of 1.1. Of the stored form, seed 1 alone:
+    0.17 of 1, and 0.03 nats above live."""
     lab = Lab(CASES["tiny"], tmp_path, tmp_path, parallel=1, deadline=time.monotonic(), kernel="torch")
 
     def write(name: str, nats: dict[str, float]) -> None:
@@ -51,14 +52,14 @@ def test_the_recovered_gap_and_the_distance_from_live(tmp_path: Path) -> None:
     write(f"{KD}/1", {"1": 3.8})
     write(f"{KD}/2", {"2": 4.0})
     write("teacher", {"0": 3.0})
-    write("kd from top k", {"1": 3.81})
+    write("kd from top k", {"1": 3.83})
     todo = methods(lab.case, 2, 1)
     rows, _ = table(lab, todo)
     named = {row.name: row for row in rows}
-    assert named[f"{KD}, recovered gap"].value == pytest.approx(0.2 / 1.1)
+    assert named[f"{KD}, recovered gap, 2 seeds"].value == pytest.approx(0.2 / 1.1)
     assert named[f"best kd: {KD}"].ok is False
     away = named["kd from top k, perplexity away from live, 1 seeds"]
-    assert away.value == pytest.approx(math.exp(0.01) - 1) and away.ok is False
+    assert away.value == pytest.approx(math.exp(0.03) - 1) and away.ok is False
 
 
 def test_a_sweep_changes_nothing_but_the_rate() -> None:
