@@ -106,10 +106,10 @@ CASES = {
             "stories",
             student=Shape(layers=3, hidden=32, heads=4, kv_heads=2, intermediate=88),
             student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
-            steps=200,
+            steps=150,
             row_tokens=256,
-            sampled=2048,
-            sample_batch=1024,
+            sampled=1280,
+            sample_batch=640,
         ),
         Case(
             "tiny",

@@ -28,7 +28,7 @@ from benchmarks.common import Row, envelope, write_json
 from benchmarks.lab.cases import CASES, CE, COMMON, Case, Method, methods, sweep
 from benchmarks.lab.entry import RESULT, Spec, in_child, run, sample_and_run, start_method
 from benchmarks.lab.models import make_random, perplexity, sample
-from benchmarks.lab.text import PART, PART_EVERY, TEMPLATE, TOKENIZER, TRAIN, VALIDATION
+from benchmarks.lab.text import PART, TEMPLATE, TOKENIZER, TRAIN, VALIDATION
 from distill.model.load import load_tokenizer
 from distill.quiet import quiet
 from distill.records import INSTRUCTION, read_parquet, write_parquet
@@ -214,7 +214,7 @@ def stories_text(teacher: Path, out: Path, case: Case) -> None:
     sample(teacher, None, everything, rows=case.sampled, tokens=case.row_tokens, batch=case.sample_batch, seed=0)
     rows = read_parquet(everything)
     validation, training = rows[::8], [row for place, row in enumerate(rows) if place % 8]
-    for name, content in ((TRAIN, training), (PART, training[::PART_EVERY]), (VALIDATION, validation)):
+    for name, content in ((TRAIN, training), (PART, training), (VALIDATION, validation)):
         write_parquet(text / name, content, INSTRUCTION)
 
 
