@@ -104,9 +104,11 @@ def _by_kernels(
     q = query[0].transpose(0, 1)
     parts = []
     if tables.decode is not None:
-        table, lengths = tables.decode
-        single = q[: batch.num_decode]
-        parts.append(paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap))
+        single, (table, lengths) = q[: batch.num_decode], tables.decode
+        own = paged_decode(
+            single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap, width=tables.width
+        )
+        parts.append(own)
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill
         rest = q[batch.num_decode :]

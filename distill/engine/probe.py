@@ -44,14 +44,15 @@ def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
     return Structure(layers, dtype, _context(config), windows)
 
 
-def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of the batch's tokens `rows`, [rows, vocabulary]; transformers' own forward with our attention."""
+def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor | None) -> torch.Tensor:
+    """Logits of the batch's tokens `rows` (None: of all), [rows, vocabulary]; transformers' own forward with our
+    attention."""
     with attention_by(model, NAME):
         output = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            logits_to_keep=rows,
+            logits_to_keep=0 if rows is None else rows,
             packed_batch=batch,
         )
     logits: torch.Tensor = output.logits
