@@ -260,10 +260,10 @@ class Engine:
         if logits is None or any(sequence.params.temperature for sequence in sampling):
             logits = self._computed(works, results.logit_rows(works)) if logits is None else logits
             tokens = sampler.choose(logits, sampling) if sampling else None
-        launched = relay.send(works, tokens, started)
+        launched = relay.send(works, sampling, tokens, started)
         for work in works:
             work.sequence.num_computed += work.num_tokens
-        expect_tokens(launched)
+        expect_tokens(sampling)
         return launched
 
     def _collect(self, launched: Launched | None) -> list[StepOutput]:
@@ -274,17 +274,14 @@ class Engine:
         for sequence, length, token in launched.read():
             if self._sequences.get(sequence.request_id) is not sequence:
                 continue  # aborted, or it ended a step ago
-            unknown = sequence.token_ids[length + 1 :]
-            del sequence.token_ids[length:]
-            sequence.num_unknown = len(unknown)
-            reason = self._append(sequence, Verdict([token], [None]))
-            output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
-            if output is not None:
-                outputs.append(output)
-            if reason is None:
-                sequence.token_ids += unknown
-                if self._prefix is not None:
-                    self._prefix.offer(sequence, 0)
+            self.stats.sampled_tokens += 1
+            reason = results.arrive(sequence, length, token)
+            if reason is None and (length + 1) % self.config.block_size == 0 and self._prefix is not None:
+                self._prefix.offer(sequence, 0)  # what the scheduler could not, not knowing the block's last token
+            if reason is not None or sequence.stream:
+                output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
+                if output is not None:
+                    outputs.append(output)
         now = time.perf_counter()
         self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
         self._read_at = now
