@@ -1,4 +1,4 @@
-"""Decoder layers of Llama's build in ten launches instead of about 45, inside the engine's forward alone.
+"""Decoder layers of Llama's build in ten launches instead of about 45 (seven at a few rows), in the engine alone.
 
 A layer qualifies by what it is made of (RMSNorm, attention with rotary halves, gated SiLU; Llama, Mistral, Qwen2,
 Qwen3), and the model as a whole by giving the same logits with and without: nothing goes by names of models. Every
@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from distill.engine.attention import attend_by_kernels, packed_attention
 from distill.engine.batch import PackedBatch
+from distill.kernels.fused import rms_norm, rotate_and_store, silu_mul
+from distill.kernels.gemv import MOST_ROWS, gated_gemv, gemv
 
 
 class Fusion:
@@ -66,11 +68,20 @@ class Joined:
                 if self._linears[0].bias is not None:
                     self._bias = _as_one([m.bias for m in self._linears])  # type: ignore[misc]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, I] -> all outputs, [T, sum of O]."""
-        if self._weight is not None:
-            return nn.functional.linear(x, self._weight, self._bias)
-        return torch.cat([linear(x) for linear in self._linears], -1)
+    def __call__(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
+        """x [T, I] -> all outputs of norm(x), [T, sum of O]."""
+        if self._weight is None:
+            normed = rms_norm(x, norm.weight, norm.variance_epsilon)
+            return torch.cat([linear(normed) for linear in self._linears], -1)
+        if len(x) <= MOST_ROWS:
+            return gemv(x, self._weight, self._bias, norm=(norm.weight, norm.variance_epsilon))
+        return nn.functional.linear(rms_norm(x, norm.weight, norm.variance_epsilon), self._weight, self._bias)
+
+    def gated(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
+        """x [T, I] -> silu(first(norm(x))) * second(norm(x)), [T, O]."""
+        if len(x) <= MOST_ROWS and self._weight is not None and self._bias is None:
+            return gated_gemv(x, self._weight, norm=(norm.weight, norm.variance_epsilon))
+        return silu_mul(*self(x, norm).chunk(2, dim=-1))
 
 
 def _as_one(parameters: list[nn.Parameter]) -> torch.Tensor:
@@ -119,24 +130,16 @@ class FusedLayer:
         **kwargs: object,
     ) -> torch.Tensor:
         """hidden_states [1, T, W], cosines and sines [1, T, D] -> [1, T, W]."""
-        from distill.kernels.fused import rms_norm, silu_mul  # Triton is not installed everywhere
-
         hidden = hidden_states[0]
         first, second = self._norms
-        attended = self._attend(
-            self._qkv(rms_norm(hidden, first.weight, first.variance_epsilon)), position_embeddings, packed_batch
-        )
-        _add(hidden, self._attention.o_proj, attended)
-        both = self._gate_up(rms_norm(hidden, second.weight, second.variance_epsilon))
-        _add(hidden, self._down, silu_mul(*both.chunk(2, dim=-1)))
+        _add(hidden, self._attention.o_proj, self._attend(self._qkv(hidden, first), position_embeddings, packed_batch))
+        _add(hidden, self._down, self._gate_up.gated(hidden, second))
         return hidden_states
 
     def _attend(
         self, qkv: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor], batch: PackedBatch
     ) -> torch.Tensor:
         """qkv [T, (H + 2 K) D] -> [T, H D]."""
-        from distill.kernels.fused import rotate_and_store
-
         cos, sin = embeddings[0][0], embeddings[1][0]
         scale = float(self._attention.scaling)
         norms = None
@@ -171,10 +174,12 @@ class FusedLayer:
 
 def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
     """hidden [T, O] += linear(x [T, I]), in the product itself where that is a plain one."""
-    if _is_plain(linear) and linear.bias is None:
-        hidden.addmm_(x, linear.weight.t())  # type: ignore[operator]
-    else:
+    if not _is_plain(linear) or linear.bias is not None:
         hidden.add_(linear(x))
+    elif len(x) <= MOST_ROWS:
+        gemv(x, linear.weight, out=hidden)  # type: ignore[arg-type]
+    else:
+        hidden.addmm_(x, linear.weight.t())  # type: ignore[operator]
 
 
 def is_fusable(layer: nn.Module) -> bool:

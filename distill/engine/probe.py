@@ -6,15 +6,18 @@ import inspect
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from distill.engine.attention import NAME, attention_by
 from distill.engine.batch import Observer, PackedBatch, Placement, Segment
-from distill.engine.fusion import Fusion
 from distill.engine.kv_cache import LayerShape
 from distill.errors import EngineError
+
+if TYPE_CHECKING:
+    from distill.engine.fusion import Fusion
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LENGTHS = (2, 3)  # two sequences in one batch: anything that leaks from one to the other shows
@@ -67,6 +70,8 @@ def forward(
 @torch.inference_mode()
 def fuse(model: PreTrainedModel, structure: Structure) -> Fusion | None:
     """The fused form of the model's layers, if they have one and it gives the same logits."""
+    from distill.engine.fusion import Fusion  # Triton is not installed everywhere
+
     fusion = Fusion(model, structure.windows)
     if not len(fusion):
         return None
