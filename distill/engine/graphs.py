@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from distill.engine.batch import PackedBatch, Placement, Work
 from distill.engine.buffers import Buffer
 from distill.engine.kv_cache import PagedKVCache, blocks_for
-from distill.engine.probe import forward
 from distill.engine.tables import KernelTables
 
 _LOG = logging.getLogger(__name__)
+Forward = Callable[[PackedBatch, torch.Tensor | None], torch.Tensor]  # logits of a batch's tokens, None: of all
 _FIELDS = 5
 _WARM_UPS = 2  # kernels are compiled, and libraries take their memory, before the capture
 
@@ -40,8 +40,11 @@ class DecodeGraphs:
     """Computes steps in which every sequence decodes. `tokens` [max_batch] are the likeliest tokens of the last step's
     rows; whoever samples others writes them there, as the next step may read them."""
 
-    def __init__(self, model: PreTrainedModel, cache: PagedKVCache, *, max_batch: int, max_length: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, forward: Forward, cache: PagedKVCache, *, max_batch: int, max_length: int
+    ) -> None:
         self._model = model
+        self._compute = forward
         self._cache = cache
         self._spare = cache.num_blocks - 1  # the block of the rows that are not needed
         self._capacity = max_batch
@@ -63,7 +66,7 @@ class DecodeGraphs:
         self._filled = np.zeros(max_batch, dtype=np.int64)
         self._replays: dict[int, Callable[[], None]] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._addresses = self._weight_addresses()
+        self._addresses: list[int] = []  # of the weights, when something was captured last
         self.failure: str | None = None  # why nothing can be captured
         self.capture_seconds = 0.0
 
@@ -85,9 +88,7 @@ class DecodeGraphs:
 
     def check_weights(self) -> None:
         """Capture anew where the weights are not where they were. Values that change in place are read as they are."""
-        found = self._weight_addresses()
-        if found != self._addresses:
-            self._addresses = found
+        if self._weight_addresses() != self._addresses:
             self._replays.clear()
             self.failure = None
 
@@ -138,6 +139,7 @@ class DecodeGraphs:
     def _capture(self, bucket: int) -> None:
         if self._pool is None:
             self._replays[bucket] = lambda: self._forward(bucket)
+            self._addresses = self._weight_addresses()
             return
         started = time.perf_counter()
         tokens = self.tokens.clone()
@@ -158,6 +160,7 @@ class DecodeGraphs:
             self._replays[bucket] = graph.replay
         torch.cuda.current_stream().wait_stream(stream)
         self.tokens.copy_(tokens)
+        self._addresses = self._weight_addresses()
         self.capture_seconds += time.perf_counter() - started
 
     def _forward(self, bucket: int) -> None:
@@ -172,7 +175,7 @@ class DecodeGraphs:
             placements=[placement],
             cache=self._cache,
         )
-        logits = forward(self._model, batch, None)
+        logits = self._compute(batch, None)
         if self._logits is None:
             self._logits = logits.new_empty(self._capacity, logits.shape[-1])
         self._logits[:bucket].copy_(logits)

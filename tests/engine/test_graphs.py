@@ -51,7 +51,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _engine(model: hf.PreTrainedModel, **limits: object) -> Engine:
-    return Engine(model, None, EngineConfig(attention="triton", **limits))  # type: ignore[arg-type]
+    return Engine(model, None, EngineConfig(attention="triton", fused=False, **limits))  # type: ignore[arg-type]
 
 
 def test_buckets() -> None:
