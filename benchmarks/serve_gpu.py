@@ -21,6 +21,7 @@ import torch
 import transformers as hf
 
 from benchmarks.common import Row, envelope, write_json
+from benchmarks.gpu_agreement import agreement
 from benchmarks.gpu_models import H100_BYTES_PER_SECOND, MODELS, copy_speed, make_model, peak_speed
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
@@ -191,6 +192,13 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
     report.part(f"{name} warm-up", warm_up)
     for load in loads(quick=options.quick):
         report.part(f"{name} {load.name}", lambda load=load: one(load))
+
+    def agree() -> None:
+        found = agreement(engine, model, 100 if options.quick else 1000)
+        report.details[f"{name}: greedy tokens in {str(model.dtype).removeprefix('torch.')}"] = found
+        print(found, flush=True)
+
+    report.part(f"{name} agreement", agree)
     cache = engine.cache
     assert cache is not None
     report.details[f"{name}: KV bytes a token, of the cache, peak memory"] = [
