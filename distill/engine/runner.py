@@ -38,6 +38,8 @@ from distill.engine.types import Completion, EngineConfig, EngineStats, FinishRe
 from distill.errors import EngineError
 
 __all__ = ["Engine", "EngineConfig"]
+_PREFILL_TOKENS = 512
+_GPU_PREFILL_TOKENS = 8192
 
 
 class Engine:
@@ -441,8 +443,10 @@ def _resolved(config: EngineConfig, device: torch.device) -> EngineConfig:
         attention = "triton" if able and find_spec("triton") is not None else "torch"
     elif attention == "triton" and find_spec("triton") is None:
         raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
-    overlap = device.type == "cuda" if config.overlap is None else config.overlap
-    return replace(config, attention=attention, overlap=overlap)
+    on_gpu = device.type == "cuda"
+    overlap = on_gpu if config.overlap is None else config.overlap
+    prefill_tokens = config.prefill_tokens or (_GPU_PREFILL_TOKENS if on_gpu else _PREFILL_TOKENS)
+    return replace(config, attention=attention, overlap=overlap, prefill_tokens=prefill_tokens)
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
