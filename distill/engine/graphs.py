@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from distill.engine.buffers import Buffer
 from distill.engine.kv_cache import PagedKVCache, blocks_for
 from distill.engine.probe import forward
 from distill.engine.tables import KernelTables
+
+if TYPE_CHECKING:
+    from distill.engine.fusion import Fusion
 
 _LOG = logging.getLogger(__name__)
 _FIELDS = 5
@@ -40,8 +44,17 @@ class DecodeGraphs:
     """Computes steps in which every sequence decodes. `tokens` [max_batch] are the likeliest tokens of the last step's
     rows; whoever samples others writes them there, as the next step may read them."""
 
-    def __init__(self, model: PreTrainedModel, cache: PagedKVCache, *, max_batch: int, max_length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: PagedKVCache,
+        fusion: Fusion | None,
+        *,
+        max_batch: int,
+        max_length: int,
+    ) -> None:
         self._model = model
+        self._fusion = fusion
         self._cache = cache
         self._spare = cache.num_blocks - 1  # the block of the rows that are not needed
         self._capacity = max_batch
@@ -156,6 +169,7 @@ class DecodeGraphs:
             _LOG.warning("decode without CUDA graphs: %s", self.failure)
         else:
             self._replays[bucket] = graph.replay
+            self._addresses = self._weight_addresses()  # fused layers may have moved the weights
         torch.cuda.current_stream().wait_stream(stream)
         self.tokens.copy_(tokens)
         self.capture_seconds += time.perf_counter() - started
@@ -172,7 +186,7 @@ class DecodeGraphs:
             placements=[placement],
             cache=self._cache,
         )
-        logits = forward(self._model, batch, None)
+        logits = forward(self._model, batch, None, self._fusion)
         if self._logits is None:
             self._logits = logits.new_empty(self._capacity, logits.shape[-1])
         self._logits[:bucket].copy_(logits)

@@ -27,7 +27,7 @@ from distill.engine.paging.groups import group_layers, one_group
 from distill.engine.paging.memory import make_caches
 from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
-from distill.engine.probe import forward, inspect_model
+from distill.engine.probe import forward, fuse, inspect_model
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
@@ -63,6 +63,8 @@ class Engine:
             check_pair(model, tokenizer, draft)
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
+        kernels = config.attention == "triton" and team is None
+        self._fusion = fuse(model, structure) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
@@ -87,7 +89,7 @@ class Engine:
             tables = BlockTables(self.pool, windows, block_size=size, chunk=chunk)
             if count < self.cache.num_blocks:
                 limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
-                self.graphs = DecodeGraphs(model, self.cache, **limits)
+                self.graphs = DecodeGraphs(model, self.cache, self._fusion, **limits)
             if draft is not None:
                 drafter = Drafter(
                     draft.model, others[0], config, max_length=structures[1].max_length, target_vocab=self.vocab_size
@@ -315,7 +317,8 @@ class Engine:
         batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
         if self._relay is not None:
             self._relay.complete(batch, works, self._buffers)
-        return forward(self.model, batch, self._buffers.put("rows of logits", np.array(rows, dtype=np.int64)))
+        wanted = self._buffers.put("rows of logits", np.array(rows, dtype=np.int64))
+        return forward(self.model, batch, wanted, self._fusion)
 
     def generate(
         self,

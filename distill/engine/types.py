@@ -28,6 +28,7 @@ class EngineConfig:
     cuda_graphs: bool = True  # where attention is by Triton: steps of pure decode are captured and replayed
     capture_at_start: bool = False  # all batch sizes, instead of each when it comes up
     overlap: bool | None = None  # launch the next step before the present one's tokens are read; None: on CUDA
+    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
