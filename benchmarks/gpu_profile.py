@@ -35,10 +35,7 @@ def profile_engine(engine: Engine, report: Report, name: str, folder: Path) -> N
             seconds * 1e3,
         ]
         print(f"{name} batch {rows}: {launches:.0f} kernels a step, {seconds * 1e3:.3f} ms in them", flush=True)
-        lines = [
-            f"{times[k] / _STEPS:10.1f} us {kernels[k] / _STEPS:7.1f} x {k[:150]}" for k, _ in times.most_common(40)
-        ]
-        (folder / f"{name}-kernels-{rows}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _write(folder / f"{name}-kernels-{rows}.txt", kernels, times, _STEPS)
     kernels, times = _prefill_kernels(engine)
     report.details[f"{name}: kernels of a prefill step of 16 x 512 tokens, ms in them"] = [
         sum(kernels.values()),

@@ -262,7 +262,8 @@ def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers, *,
                 placement.decode = DecodePlan(decoding, cache.block_size, buffers, group=group)
             if kernels:
                 sequences, counts = [w.sequence for w in works], [w.num_tokens for w in works]
-                placement.tables = make_tables(sequences, counts, num_decode, cache.block_size, buffers, group=group)
+                limits = {"kv_heads": cache.most_kv_heads, "group": group}
+                placement.tables = make_tables(sequences, counts, num_decode, cache.block_size, buffers, **limits)
     return PackedBatch(
         input_ids=arrays[0:1],
         position_ids=arrays[1:2],

@@ -59,6 +59,7 @@ class DecodeGraphs:
         _, *self._fields = buffer.there[:fields].view(_FIELDS, max_batch)
         self._width = buffer.there[fields : fields + 1]
         self._tables = buffer.there[fields + 1 :].view(torch.int32)
+        self._arrived = torch.zeros(max_batch * cache.most_kv_heads, dtype=torch.int32, device=device)
         self._logits: torch.Tensor | None = None  # [max_batch, vocabulary]
         self._host = np.zeros((_FIELDS, max_batch), dtype=np.int64)
         self._rows = np.full((max_batch, self._blocks), self._spare, dtype=np.int32)
@@ -167,7 +168,8 @@ class DecodeGraphs:
         """One step on the fixed inputs: its logits and its likeliest tokens."""
         source, positions, lengths, slots = (field[:bucket] for field in self._fields)
         tables = self._tables[: bucket * self._blocks]
-        placement = Placement([], slots=slots, tables=KernelTables((tables, lengths), None, self._width))
+        known = KernelTables((tables, lengths), None, self._width, self._arrived)
+        placement = Placement([], slots=slots, tables=known)
         batch = PackedBatch(
             input_ids=self._known.index_select(0, source).unsqueeze(0),
             position_ids=positions.unsqueeze(0),

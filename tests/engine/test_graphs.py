@@ -28,8 +28,10 @@ def _decode(
     lengths: torch.Tensor,
     *,
     width: torch.Tensor | None = None,
+    arrived: torch.Tensor,
     **limits: object,
 ) -> torch.Tensor:
+    assert not arrived.any() and len(arrived) >= len(lengths) * keys.shape[1]
     if width is not None:
         tables = tables[: len(lengths) * int(width)].view(len(lengths), -1)
     starts, ones = torch.arange(len(lengths)), torch.ones_like(lengths)
