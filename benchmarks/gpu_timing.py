@@ -1,4 +1,4 @@
-"""Seconds of short GPU work: calls over different data in a CUDA graph, so that neither launches nor caches are timed."""
+"""Seconds of short GPU work: calls over different data in a CUDA graph: neither launches nor caches are timed."""
 
 from __future__ import annotations
 
