@@ -1,5 +1,5 @@
-"""Triton kernels of products with packed weights. A weight goes from memory to the registers of the tensor cores without
-a detour: `w4a16_layout.py` has stored it in the order in which they want it. Launched by `w4a16_product.py`.
+"""Triton kernels of products with packed weights. A weight goes from memory straight to the registers of the tensor
+cores: `w4a16_layout.py` has stored it in the order in which they want it. Launched by `w4a16_product.py`.
 
 Legend: O outputs, I inputs, N rows of x, T tiles of 128 inputs; a program has SLABS x 16 outputs and BN rows of x.
 """
@@ -9,8 +9,8 @@ import triton.language as tl
 
 
 def _unpacking(kind: str, exponent: str, one: str) -> str:
-    """PTX: of two words the eight pairs of nibbles as numbers, plus an offset. A nibble u under the right exponent is the
-    number 128 + u (bfloat16) or 1,024 + u (float16) exactly, and one instruction puts it there for both words."""
+    """PTX: of two words the eight pairs of nibbles as numbers, plus an offset. A nibble u under the right exponent is
+    the number 128 + u (bfloat16) or 1,024 + u (float16) exactly, and one instruction puts it there for both words."""
     lines = [f"mov.b32 one, {one};", "prmt.b32 low, $8, $9, 0x5410;", "prmt.b32 high, $8, $9, 0x7632;"]
     for nibble in range(8):
         half, shift = ("low", "high")[nibble // 4], 4 * (nibble % 4)
@@ -67,7 +67,7 @@ def _words(packed, first_slab, tile, num_slabs, num_tiles, SLABS: tl.constexpr):
 def _codes(packed, first_slab, tile, num_slabs, num_tiles, SLABS: tl.constexpr, BITS: tl.constexpr,
            DTYPE: tl.constexpr, FAST: tl.constexpr):  # fmt: skip
     """Eight [16 SLABS, 16]: signed codes, exactly."""
-    base: tl.constexpr = 1024.0 if DTYPE == tl.float16 else 128.0
+    base: tl.constexpr = 1024.0 if tl.float16 == DTYPE else 128.0
     middle = tl.full([1, 1], -base - 8.0, tl.float32).to(DTYPE)
     low = _words(packed, first_slab, tile, num_slabs, num_tiles, SLABS)
     if BITS == 8:
@@ -134,8 +134,8 @@ def product_kernel(
     FAST: tl.constexpr,
 ):
     """out = x W^T + bias. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the sums of a
-    group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all have left in
-    `partial`, always in the same order, and leaves `arrived` at zero again."""
+    group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all have left
+    in `partial`, always in the same order, and leaves `arrived` at zero again."""
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BO: tl.constexpr = SLABS * 16
     WIDTH: tl.constexpr = 128 // PARTS

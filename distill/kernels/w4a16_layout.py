@@ -1,10 +1,11 @@
 """Weights packed for the tensor cores of a GPU: each thread finds the numbers that it multiplies beside each other.
 
-Outputs are cut into slabs of 16, inputs into tiles of 128. A tile of a slab is 256 words of eight 4-bit codes: the word of
-row r = 8 a + g and column k = 8 b + 2 c + d (a, b, d in 0..1, g in 0..7, c in 0..3) holds in nibble j, lowest first, the
-code of input 16 j + k of the tile, and stands at place 128 b + 16 g + 4 c + 2 a + d. That is the order in which PTX's
-`mma.m16n8k16` and `wgmma` want their left operand in the registers of a warp: thread 4 g + c has the rows g, g + 8 and
-the columns 2 c, 2 c + 1, 2 c + 8, 2 c + 9 (PTX ISA, "matrix fragments"). A warp reads a tile with 16 bytes a thread.
+Outputs are cut into slabs of 16, inputs into tiles of 128. A tile of a slab is 256 words of eight 4-bit codes: the word
+of row r = 8 a + g and column k = 8 b + 2 c + d (a, b, d in 0..1, g in 0..7, c in 0..3) holds in nibble j, lowest first,
+the code of input 16 j + k of the tile, and stands at place 128 b + 16 g + 4 c + 2 a + d. That is the order in which
+PTX's `mma.m16n8k16` and `wgmma` want their left operand in the registers of a warp: thread 4 g + c has the rows g and
+g + 8 and the columns 2 c, 2 c + 1, 2 c + 8 and 2 c + 9 (PTX ISA, "matrix fragments"). A warp reads a tile with 16 bytes
+a thread.
 Codes of 8 bits are two such planes, the high nibbles after the low ones; codes of 2 and 3 bits take 4.
 """
 

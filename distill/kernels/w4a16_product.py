@@ -1,5 +1,5 @@
-"""Products with packed weights on a GPU: which kernel, in how many pieces. Shapes decide alone, so that a CUDA graph can
-hold any of these calls. With TRITON_INTERPRET=1 all of it runs on a CPU.
+"""Products with packed weights on a GPU: which kernel, in how many pieces. Shapes decide alone, so that a CUDA graph
+can hold any of these calls. With TRITON_INTERPRET=1 all of it runs on a CPU.
 
 Up to `MOST_ROWS` rows the kernel multiplies packed weights; beyond that it is cheaper to make the weight dense once, in
 memory that torch's allocator reuses, and to leave the product to cuBLAS.

@@ -52,8 +52,8 @@ def test_product(
 
 
 def test_the_layout_is_that_of_the_matrix_instructions() -> None:
-    """By PTX's table of the fragments of `mma.m16n8k16`: thread 4 g + c holds rows g and g + 8 and columns 2 c, 2 c + 1,
-    2 c + 8 and 2 c + 9 of every 16; its words are four neighbours in each half of a tile."""
+    """By PTX's table of the fragments of `mma.m16n8k16`: thread 4 g + c holds rows g and g + 8 and columns 2 c,
+    2 c + 1, 2 c + 8 and 2 c + 9 of every 16; its words are four neighbours in each half of a tile."""
     codes = torch.randint(-8, 8, (32, 256), dtype=torch.int8)
     words = fragments(codes, bits=4)[0]
     slab, tile, g, c = 1, 1, 5, 2
