@@ -22,7 +22,7 @@ def agreement(engine: Engine, model: hf.PreTrainedModel, count: int) -> dict[str
     prompts = [[rng.randrange(1000, 150_000) for _ in range(_PROMPT)] for _ in range(count)]
     found = engine.generate(prompts, SamplingParams(max_tokens=_NEW, ignore_eos=True))
     ours = [completion.token_ids for completion in found]
-    large, small = (_generate(model, prompts, batch) for batch in (256, 32))
+    large, small = (_generate(model, prompts, batch) for batch in (256, 192))
     return {"engine and transformers": _compare(ours, large), "transformers at two batch sizes": _compare(small, large)}
 
 

@@ -152,6 +152,7 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
     report.details[f"{name}: bytes of weights, read a step, floor tokens/s at batch 1"] = [weight_bytes, read, floor]
     report.details[f"{name}: the same floor by a measured copy"] = copy_speed() / read
     engine = make_engine(model)
+    has_peer = not options.alone and not name.endswith(PACKED)  # transformers has no products with packed weights
 
     def warm_up() -> None:
         started = time.perf_counter()
@@ -172,7 +173,7 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         count = len(load.prompts)
         bar, goal = BARS.get((name, count), (None, None)) if not options.quick else (None, None)
         peer, own = None, None
-        if count <= 64 and not name.endswith(PACKED):  # transformers has no products with packed weights
+        if has_peer and count <= 64:
             peer, own = by_generate(model, load, 16)
         ratio = None if peer is None else speed / peer
         ok = None if bar is None else speed >= bar
@@ -198,7 +199,7 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         report.details[f"{name}: greedy tokens in {str(model.dtype).removeprefix('torch.')}"] = found
         print(found, flush=True)
 
-    if not name.endswith(PACKED):
+    if has_peer:
         report.part(f"{name} agreement", agree)
     cache = engine.cache
     assert cache is not None
@@ -218,6 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join([*MODELS, "qwen2.5-7b" + PACKED]))
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens, no bars")
+    parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path, help="a folder for tables of kernels and of host functions")
     options = parser.parse_args()
