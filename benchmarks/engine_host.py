@@ -2,8 +2,8 @@
 
     python -m benchmarks.engine_host [--json PATH]
 
-The model's forward pass is left out, so that what remains is Python, which a GPU waits for where it takes longer than the
-step itself. Median and 90th percentile of a hundred steps.
+The model's forward pass is left out, so that what remains is Python, which a GPU waits for where it takes longer than
+the step itself. Median and 90th percentile of a hundred steps.
 """
 
 from __future__ import annotations
