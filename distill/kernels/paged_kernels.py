@@ -41,16 +41,6 @@ def _online(scores, v, largest, total, sums):
 
 
 @triton.jit
-def _span(length, window, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr):
-    """The first token that is seen, and how many tokens each split takes: whole tiles, so that a short sequence fills
-    few splits."""
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(length - window, 0)
-    return first, tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
-
-
-@triton.jit
 def _merged(
     partial,
     stats,
@@ -84,7 +74,7 @@ def _merged(
     return sums / total[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "least_tiles"])
 def decode_kernel(
     query,
     keys,
@@ -101,6 +91,8 @@ def decode_kernel(
     query_row,
     query_head,
     table_row,
+    splits,
+    least_tiles,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -110,14 +102,16 @@ def decode_kernel(
     VALUE_PAD: tl.constexpr,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WIDTH_ON_DEVICE: tl.constexpr,
 ):
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row).to(tl.int32)
-    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(length - window, 0)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length - first, TILE), splits), least_tiles) * TILE
     begin = first + split * share
     if begin >= length:
         return
@@ -139,11 +133,11 @@ def decode_kernel(
         inside = positions < end
         rows = _cache_rows(tables + row * table_width, positions, inside, head, KV_HEADS, SIZE)
         k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
+        v = _load_rows(values, rows, inside, VALUE_DIM, VALUE_PAD)
         scores = _scores(q, k, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        v = _load_rows(values, rows, inside, VALUE_DIM, VALUE_PAD)
         largest, total, sums = _online(scores, v, largest, total, sums)
-    place = (row * KV_HEADS + head) * SPLITS + split
+    place = (row * KV_HEADS + head) * splits + split
     width = tl.arange(0, VALUE_PAD)
     places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
     mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]

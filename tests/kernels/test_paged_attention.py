@@ -21,7 +21,8 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it when it is first imported
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
-from distill.kernels.paged_attention import paged_decode, varlen_prefill  # noqa: E402
+from distill.kernels import paged_attention  # noqa: E402
+from distill.kernels.paged_attention import paged_decode, plan_splits, varlen_prefill  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 
@@ -56,6 +57,30 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
         query, keys, values, tables, starts, ones, lengths - 1, scale=0.3, window=window, softcap=softcap
     )
     assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are programs enough, a short sequence has one and a long one several; counts are zero again after a
+    call, and a table may be flat, with a width that only the device knows."""
+    monkeypatch.setattr(paged_attention, "_PROGRAMS", 1)
+    monkeypatch.setattr(paged_attention, "_LONG", 128)
+    assert plan_splits(24, 5000) == (4, 2) and plan_splits(1, 100) == (2, 2)
+    torch.manual_seed(0)
+    totals = [100, 1, 129, 700]
+    keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
+    query = torch.randn(len(totals), 4, 32, device=DEVICE)
+    lengths = torch.tensor(totals, dtype=torch.int64, device=DEVICE)
+    starts, ones = torch.arange(len(totals)), torch.ones(len(totals), dtype=torch.int64)
+    limits = {"scale": 0.3, "window": None, "softcap": None}
+    expected = paged_reference(query, keys, values, tables, starts, ones, lengths - 1, **limits)
+    arrived = torch.zeros(8, dtype=torch.int32, device=DEVICE)
+    flat = torch.cat([tables.flatten(), torch.full((400,), -1, dtype=torch.int32, device=DEVICE)])
+    width = torch.tensor([tables.shape[1]], device=DEVICE)
+    for _ in range(2):
+        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived)
+        assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
+        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width)
+        assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
 
 
 @pytest.mark.parametrize("window", [None, 70, 5])
