@@ -105,9 +105,8 @@ def attend_by_kernels(
     parts = []
     if tables.decode is not None:
         single, (table, lengths) = q[: batch.num_decode], tables.decode
-        own = paged_decode(
-            single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap, width=tables.width
-        )
+        more = {"width": tables.width, "arrived": tables.arrived}
+        own = paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap, **more)
         parts.append(own)
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill

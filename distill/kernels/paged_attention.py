@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch
 import triton
 
-from distill.kernels.paged_kernels import decode_kernel, merge_kernel, prefill_kernel
+from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
 
 _TILE = 64  # keys of one step of the inner loop
 _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
+_DECODE_WARPS, _DECODE_STAGES = 4, 3
 _PROGRAMS = 1024  # that decode is split into, where a batch has fewer (sequence, KV head) pairs: several for each SM
 _FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
 _MOST_SPLITS = 128
@@ -32,10 +33,12 @@ def paged_decode(
     window: int | None = None,
     softcap: float | None = None,
     width: torch.Tensor | None = None,
+    arrived: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token a sequence, the last of `lengths` [B] tokens in the cache: query [B, H, D], tables [B, M] -> [B, H, E].
     `width` [1]: M, where only the device is to know it; `tables` then is flat, and as long as it may become. How often
-    a sequence is split depends on shapes alone, so nothing waits for the device."""
+    a sequence is split depends on shapes alone, so nothing waits for the device; the last program of a sequence puts
+    its splits together. `arrived`, int32 [B x K]: zeros, and zeros again afterwards, for callers that keep them."""
     rows, heads, dim = query.shape
     kv_heads, size, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
@@ -44,7 +47,8 @@ def paged_decode(
     partial = torch.empty(rows, kv_heads, splits, group, value_dim, dtype=torch.float32, device=query.device)
     stats = torch.empty(rows, kv_heads, splits, 2, group, dtype=torch.float32, device=query.device)
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
-    padded_group = triton.next_power_of_2(group)
+    if arrived is None:
+        arrived = torch.zeros(rows * kv_heads, dtype=torch.int32, device=query.device)
     decode_kernel[(rows, kv_heads, splits)](
         query,
         keys,
@@ -53,6 +57,7 @@ def paged_decode(
         lengths,
         partial,
         stats,
+        arrived,
         out,
         scale,
         softcap or 0.0,
@@ -62,7 +67,7 @@ def paged_decode(
         tables.stride(0) if width is None else width,
         KV_HEADS=kv_heads,
         GROUP=group,
-        ROWS=max(_SMALLEST_DOT, padded_group),
+        ROWS=max(_SMALLEST_DOT, triton.next_power_of_2(group)),
         DIM=dim,
         DIM_PAD=max(_SMALLEST_DOT, triton.next_power_of_2(dim)),
         VALUE_DIM=value_dim,
@@ -73,23 +78,8 @@ def paged_decode(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         WIDTH_ON_DEVICE=width is not None,
-    )
-    if splits == 1:
-        return out
-    merge_kernel[(rows, kv_heads)](
-        partial,
-        stats,
-        lengths,
-        out,
-        window or 0,
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        ROWS=padded_group,
-        VALUE_DIM=value_dim,
-        VALUE_PAD=triton.next_power_of_2(value_dim),
-        TILE=_TILE,
-        SPLITS=splits,
-        HAS_WINDOW=window is not None,
+        num_warps=_DECODE_WARPS,
+        num_stages=_DECODE_STAGES,
     )
     return out
 

@@ -86,3 +86,16 @@ def test_a_gptq_folder_is_read(tmp_path: Path) -> None:
     packed = load_model(tmp_path, dtype="float32", device="cpu", packed=True)
     with torch.no_grad():
         assert (packed(IDS).logits - dense(IDS).logits).norm() < 3e-2 * dense(IDS).logits.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_on_a_gpu(symmetric: bool, tmp_path: Path) -> None:
+    """Outputs and inputs that fill no tile are no obstacle there."""
+    dense = _quantized(tmp_path, symmetric=symmetric, intermediate=104 - 8)
+    packed = load_model(tmp_path, dtype="bfloat16", device="cuda", packed=True)
+    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 14
+    with torch.no_grad():
+        got, expected = packed(IDS.cuda()).logits.float().cpu(), dense(IDS).logits
+    assert (got - expected).norm() < 3e-2 * expected.norm()

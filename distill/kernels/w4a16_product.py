@@ -1,0 +1,165 @@
+"""Products with packed weights on a GPU: which kernel, in how many pieces. Shapes decide alone, so that a CUDA graph
+can hold any of these calls. With TRITON_INTERPRET=1 all of it runs on a CPU.
+
+Up to `MOST_ROWS` rows the kernel multiplies packed weights; beyond that it is cheaper to make the weight dense once, in
+memory that torch's allocator reuses, and to leave the product to cuBLAS.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
+from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
+
+MOST_ROWS = 256
+_FAST = os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Slabs of 16 outputs and rows of x in a program, programs along the inputs, warps and loads under way."""
+
+    slabs: int
+    rows: int
+    splits: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a packed weight (O, I) is, beside its numbers."""
+
+    outputs: int
+    inputs: int
+    bits: int
+    group_size: int
+    has_zeros: bool
+    has_half_scales: bool
+
+    @classmethod
+    def of(cls, codes: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int) -> Form:
+        """That of `pack`'s arguments."""
+        outputs, inputs = codes.shape
+        group_size = inputs // scales.shape[1]
+        return cls(outputs, inputs, 8 if bits == 8 else 4, group_size, zeros is not None, scales.dtype == torch.float16)
+
+    @property
+    def slabs(self) -> int:
+        return triton.cdiv(self.outputs, SLAB)
+
+    @property
+    def tiles(self) -> int:
+        return triton.cdiv(self.inputs, TILE)
+
+
+def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int) -> tuple[Tensor, Tensor]:
+    """Words and grid of `w4a16_layout` from signed codes (O, I), scales (O, G) and signed zero points (O, G), on their
+    device. Scales keep their 16 bits; float32 ones are rounded to bfloat16."""
+    narrow = scales if scales.dtype in (torch.float16, torch.bfloat16) else scales.bfloat16()
+    return fragments(codes, bits=bits), cells(narrow, zeros)
+
+
+def counters(form: Form, device: torch.device) -> Tensor:
+    """A zero for each program of the largest launch; every product leaves them at zero."""
+    return torch.zeros(form.slabs * triton.cdiv(MOST_ROWS, 16), dtype=torch.int32, device=device)
+
+
+def product(
+    x: Tensor, words: Tensor, grid: Tensor, arrived: Tensor, form: Form, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`."""
+    if x.shape[0] > MOST_ROWS:
+        weight = dense(words, grid, form, x.dtype)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).to(dtype)
+    return launch_product(x, words, grid, arrived, form, bias, dtype, launch_for(x.shape[0], form))
+
+
+def launch_for(rows: int, form: Form) -> Launch:
+    """The launch for this many rows, by what `benchmarks/w4a16_sweep.py` found."""
+    if rows <= 16:
+        blocks = triton.cdiv(form.outputs, 64)
+        return Launch(4, 16, max(1, min(form.tiles // 2, 16, round(528 / blocks))), 4, 4)
+    width = 32 if rows <= 32 else 64 if rows <= 64 else 128
+    slabs = 4 if width <= 64 else 8
+    blocks = triton.cdiv(form.outputs, slabs * SLAB) * triton.cdiv(rows, width)
+    return Launch(slabs, width, max(1, min(form.tiles // 4, 8, round(264 / blocks))), slabs, 3)
+
+
+def launch_product(
+    x: Tensor,
+    words: Tensor,
+    grid: Tensor,
+    arrived: Tensor,
+    form: Form,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    how: Launch,
+) -> Tensor:
+    """`product` by the kernel, launched as told."""
+    rows = x.shape[0]
+    assert x.stride(1) == 1
+    out = torch.empty(rows, form.outputs, dtype=dtype, device=x.device)
+    partial = out
+    if how.splits > 1:
+        partial = torch.empty(how.splits, rows, form.outputs, dtype=torch.float32, device=x.device)
+    programs = (triton.cdiv(form.slabs, how.slabs), how.splits, triton.cdiv(rows, how.rows))
+    assert programs[0] * programs[2] <= arrived.numel()
+    product_kernel[programs](
+        x,
+        words,
+        grid,
+        out if bias is None else bias,
+        out,
+        partial,
+        arrived,
+        rows,
+        form.outputs,
+        form.inputs,
+        form.slabs,
+        form.tiles,
+        how.splits,
+        x.stride(0),
+        SLABS=how.slabs,
+        BN=how.rows,
+        HAS_SPLITS=how.splits > 1,
+        STAGES=how.stages,
+        BITS=form.bits,
+        PARTS=max(1, TILE // form.group_size),
+        GROUP_TILES=max(1, form.group_size // TILE),
+        HAS_ZERO=form.has_zeros,
+        HAS_BIAS=bias is not None,
+        HALF_SCALES=form.has_half_scales,
+        WHOLE=form.inputs % TILE == 0,
+        FAST=_FAST,
+        num_warps=how.warps,
+    )
+    return out
+
+
+def dense(words: Tensor, grid: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """W (O, I) in float16 or bfloat16."""
+    out = torch.empty(form.outputs, form.inputs, dtype=dtype, device=words.device)
+    dense_kernel[(triton.cdiv(form.slabs, 4), form.tiles)](
+        words,
+        grid,
+        out,
+        form.outputs,
+        form.inputs,
+        form.slabs,
+        form.tiles,
+        SLABS=4,
+        BITS=form.bits,
+        GROUP=form.group_size,
+        HAS_ZERO=form.has_zeros,
+        HALF_SCALES=form.has_half_scales,
+        FAST=_FAST,
+    )
+    return out
