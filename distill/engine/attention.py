@@ -61,7 +61,7 @@ def packed_attention(
         rows = placement.head_rows(batch.cache, k.shape[0])
         batch.cache.write(layer, rows, new_k.transpose(0, 1), new_v.transpose(0, 1))
     if placement.tables is not None:
-        return _by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
+        return attend_by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
     if not placement.segments:
         return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
     out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
@@ -87,7 +87,7 @@ def attention_by(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def _by_kernels(
+def attend_by_kernels(
     batch: PackedBatch,
     tables: KernelTables,
     layer: int,

@@ -24,7 +24,7 @@ from distill.engine.paging.groups import group_layers, one_group
 from distill.engine.paging.memory import make_caches
 from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
-from distill.engine.probe import forward, inspect_model
+from distill.engine.probe import forward, fuse, inspect_model
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
@@ -62,6 +62,8 @@ class Engine:
             check_pair(model, tokenizer, draft)
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
+        kernels = config.attention == "triton" and team is None
+        self._fusion = fuse(model, structure) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
@@ -219,7 +221,9 @@ class Engine:
     def _forward(self, works: list[Work], rows: list[int]) -> torch.Tensor:
         """Logits of the tokens `rows` of the packed batch."""
         batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
-        return forward(self.model, batch, self._buffers.put("rows of logits", np.array(rows, dtype=np.int64)))
+        return forward(
+            self.model, batch, self._buffers.put("rows of logits", np.array(rows, dtype=np.int64)), self._fusion
+        )
 
     def generate(
         self,

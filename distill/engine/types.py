@@ -25,6 +25,7 @@ class EngineConfig:
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
     attention: Literal["torch", "triton"] = "torch"  # triton: kernels for CUDA, not measured on a GPU yet
+    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system

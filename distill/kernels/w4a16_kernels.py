@@ -32,23 +32,26 @@ def _nibbles(words, offset, FAST: tl.constexpr):
     offset + 128 (bfloat16) or offset + 1,024 (float16). Slowly, in plain Triton, where there is no PTX (FAST)."""
     if FAST:
         if offset.dtype == tl.float16:
-            return tl.inline_asm_elementwise(
+            found = tl.inline_asm_elementwise(
                 _FLOAT16, _REGISTERS, [words, offset], dtype=(tl.float16,) * 8, is_pure=True, pack=2
             )
-        return tl.inline_asm_elementwise(
-            _BFLOAT16, _REGISTERS, [words, offset], dtype=(tl.bfloat16,) * 8, is_pure=True, pack=2
+        else:
+            found = tl.inline_asm_elementwise(
+                _BFLOAT16, _REGISTERS, [words, offset], dtype=(tl.bfloat16,) * 8, is_pure=True, pack=2
+            )
+    else:
+        more = offset.to(tl.float32) + (1024.0 if offset.dtype == tl.float16 else 128.0)
+        found = (
+            ((words & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 4 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 8 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 12 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 16 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 20 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 24 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 28 & 15).to(tl.float32) + more).to(offset.dtype),
         )
-    more = offset.to(tl.float32) + (1024.0 if offset.dtype == tl.float16 else 128.0)
-    return (
-        ((words & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 4 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 8 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 12 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 16 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 20 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 24 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 28 & 15).to(tl.float32) + more).to(offset.dtype),
-    )
+    return found
 
 
 @triton.jit
@@ -129,11 +132,12 @@ def product_kernel(
     GROUP_TILES: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ADDS: tl.constexpr,
     HALF_SCALES: tl.constexpr,
     WHOLE: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """out = x W^T + bias. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the sums of a
+    """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the sums of a
     group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all have left
     in `partial`, always in the same order, and leaves `arrived` at zero again."""
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -173,6 +177,8 @@ def product_kernel(
         tl.store(counter, 0)
     if HAS_BIAS:
         acc += tl.load(bias + outputs, mask=outputs < num_outputs, other=0.0).to(tl.float32)[:, None]
+    if ADDS:
+        acc = acc.to(out.dtype.element_ty).to(tl.float32) + tl.load(out + where, mask=valid, other=0.0).to(tl.float32)
     tl.store(out + where, acc.to(out.dtype.element_ty), mask=valid)
 
 
