@@ -137,9 +137,9 @@ def product_kernel(
     WHOLE: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the sums of a
-    group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all have left
-    in `partial`, always in the same order, and leaves `arrived` at zero again."""
+    """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the
+    sums of a group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all
+    have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BO: tl.constexpr = SLABS * 16
     WIDTH: tl.constexpr = 128 // PARTS
