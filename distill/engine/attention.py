@@ -104,9 +104,10 @@ def attend_by_kernels(
     q = query[0].transpose(0, 1)
     parts = []
     if tables.decode is not None:
-        table, lengths = tables.decode
-        single = q[: batch.num_decode]
-        parts.append(paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap))
+        single, (table, lengths) = q[: batch.num_decode], tables.decode
+        more = {"width": tables.width, "arrived": tables.arrived}
+        own = paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap, **more)
+        parts.append(own)
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill
         rest = q[batch.num_decode :]

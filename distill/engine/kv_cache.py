@@ -116,6 +116,7 @@ class PagedKVCache:
         self.is_quantized = quantized
         places = places or [(0, slot) for slot in range(len(slots))]
         self.groups = [group for group, _ in places]  # of each layer
+        self.most_kv_heads = max(slot.kv_heads for slot in slots)
         self.num_groups = max(self.groups) + 1
         sizes = [stored_bytes(slot, dtype, quantized=quantized) for slot in slots]
         self.bytes_per_token = sum(sizes[slot] for _, slot in places)

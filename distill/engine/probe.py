@@ -51,16 +51,16 @@ def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
 
 
 def forward(
-    model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor, fusion: Fusion | None = None
+    model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor | None, fusion: Fusion | None = None
 ) -> torch.Tensor:
-    """Logits of the batch's tokens `rows`, [rows, vocabulary]; transformers' own forward with our attention, its layers
-    in their fused form where there is one."""
+    """Logits of the batch's tokens `rows` (None: of all), [rows, vocabulary]; transformers' own forward with our
+    attention, its layers in their fused form where there is one."""
     with attention_by(model, NAME), fusion.active() if fusion is not None else nullcontext():
         output = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            logits_to_keep=rows,
+            logits_to_keep=0 if rows is None else rows,
             packed_batch=batch,
         )
     logits: torch.Tensor = output.logits

@@ -41,6 +41,50 @@ def _online(scores, v, largest, total, sums):
 
 
 @triton.jit
+def _span(length, window, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """The first token that is seen, and how many tokens each split takes: whole tiles, so that a short sequence fills
+    few splits."""
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(length - window, 0)
+    return first, tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+
+
+@triton.jit
+def _merged(
+    partial,
+    stats,
+    first,
+    active,
+    members,
+    width,
+    mask,
+    GROUP: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    VALUE_PAD: tl.constexpr,
+):
+    """With m_i, l_i, a_i the largest score, the sum of weights and the weighted values of split i, and m the largest
+    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i, over the splits with tokens. Other programs wrote them, so they
+    are read past the caches that are not shared."""
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, VALUE_PAD], tl.float32)
+    inside = members < GROUP
+    for place in range(first, first + active):
+        m = tl.load(stats + place * 2 * GROUP + members, mask=inside, other=0.0, cache_modifier=".cg")
+        weight = tl.load(stats + (place * 2 + 1) * GROUP + members, mask=inside, other=1.0, cache_modifier=".cg")
+        places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+        a = tl.load(partial + places, mask=mask, other=0.0, cache_modifier=".cg")
+        new_largest = tl.maximum(largest, m)
+        before, here = tl.exp(largest - new_largest), tl.exp(m - new_largest)
+        sums = sums * before[:, None] + a * here[:, None]
+        total = total * before + weight * here
+        largest = new_largest
+    return sums / total[:, None]
+
+
+@triton.jit
 def decode_kernel(
     query,
     keys,
@@ -49,6 +93,8 @@ def decode_kernel(
     lengths,
     partial,
     stats,
+    arrived,
+    out,
     scale,
     softcap,
     window,
@@ -67,15 +113,18 @@ def decode_kernel(
     SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    WIDTH_ON_DEVICE: tl.constexpr,
 ):
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(length - window, 0)
-    share = tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
     begin = first + split * share
+    if begin >= length:
+        return
     end = tl.minimum(begin + share, length)
+    table_width = table_row
+    if WIDTH_ON_DEVICE:
+        table_width = tl.load(table_row)
     members, columns = tl.arange(0, ROWS), tl.arange(0, DIM_PAD)
     q = tl.load(
         query + row * query_row + (head * GROUP + members)[:, None] * query_head + columns[None, :],
@@ -88,7 +137,7 @@ def decode_kernel(
     for start in range(begin, end, TILE):
         positions = start + tl.arange(0, TILE)
         inside = positions < end
-        rows = _cache_rows(tables + row * table_row, positions, inside, head, KV_HEADS, SIZE)
+        rows = _cache_rows(tables + row * table_width, positions, inside, head, KV_HEADS, SIZE)
         k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
         scores = _scores(q, k, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -96,51 +145,23 @@ def decode_kernel(
         largest, total, sums = _online(scores, v, largest, total, sums)
     place = (row * KV_HEADS + head) * SPLITS + split
     width = tl.arange(0, VALUE_PAD)
-    tl.store(
-        partial + (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :],
-        sums,
-        mask=(members < GROUP)[:, None] & (width < VALUE_DIM)[None, :],
-    )
+    places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+    mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
+    own = out + ((row * KV_HEADS + head) * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+    active = tl.cdiv(length - first, share)
+    if active == 1:
+        tl.store(own, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        return
+    tl.store(partial + places, sums, mask=mask)
     tl.store(stats + place * 2 * GROUP + members, largest, mask=members < GROUP)
     tl.store(stats + (place * 2 + 1) * GROUP + members, total, mask=members < GROUP)
-
-
-@triton.jit
-def merge_kernel(
-    partial,
-    stats,
-    out,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_PAD: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """With m_i, l_i, a_i the largest score, the sum of weights and the weighted values of split i, and m the largest
-    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    members, width = tl.arange(0, ROWS), tl.arange(0, VALUE_PAD)
-    mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, VALUE_PAD], tl.float32)
-    for split in range(SPLITS):
-        place = (row * KV_HEADS + head) * SPLITS + split
-        m = tl.load(stats + place * 2 * GROUP + members, mask=members < GROUP, other=0.0)
-        weight = tl.load(stats + (place * 2 + 1) * GROUP + members, mask=members < GROUP, other=1.0)
-        a = tl.load(partial + (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :], mask=mask, other=0.0)
-        new_largest = tl.maximum(largest, m)
-        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        before, here = tl.exp(largest - shift), tl.exp(m - shift)
-        sums = sums * before[:, None] + a * here[:, None]
-        total = total * before + weight * here
-        largest = new_largest
-    tl.store(
-        out + ((row * KV_HEADS + head) * GROUP + members)[:, None] * VALUE_DIM + width[None, :],
-        (sums / total[:, None]).to(out.dtype.element_ty),
-        mask=mask,
-    )
+    tl.debug_barrier()  # the whole program has written before it is counted
+    if tl.atomic_add(arrived + row * KV_HEADS + head, 1, sem="acq_rel", scope="gpu") == active - 1:
+        tl.debug_barrier()
+        tl.store(arrived + row * KV_HEADS + head, 0)  # for the next launch
+        place -= split
+        merged = _merged(partial, stats, place, active, members, width, mask, GROUP, VALUE_DIM, ROWS, VALUE_PAD)
+        tl.store(own, merged.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

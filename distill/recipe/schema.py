@@ -23,7 +23,9 @@ class Serve(Section):
     max_batch: int = Field(default=128, ge=1, description="sequences decoded together")
     kv_gib: float = Field(default=1.0, gt=0, description="memory for the KV cache, in GiB")
     block_size: int = Field(default=32, ge=1, description="tokens in a KV block")
-    prefill_tokens: int = Field(default=512, ge=1, description="prompt tokens prefilled in one step")
+    prefill_tokens: int = Field(
+        default=512, ge=1, description="prompt tokens prefilled in one step; left out, a GPU takes 8192"
+    )
     max_queue: int = Field(default=1024, ge=1, description="choices accepted and not answered; beyond it 503")
     dtype: Dtype = "auto"
     draft: str | None = Field(default=None, description="model whose guesses the served one checks; null: none")
