@@ -2,10 +2,10 @@
 
     python -m benchmarks.w4a16_gpu [--quick] [--json PATH]
 
-Layers of 4,096 x 4,096 and 14,336 x 4,096 and those of Qwen2.5-7B (parts of one product joined), groups of 128, at 1, 8,
-64 and 256 rows. Each product runs in a CUDA graph over copies of the weight that no cache holds together; median of five
-replays. `floor` is the time in which the packed bytes are read at the bandwidth of the data sheet; the bandwidth of a
-copy, measured in the same run, is among the details. Needs a GPU.
+Layers of 4,096 x 4,096 and 14,336 x 4,096 and those of Qwen2.5-7B (parts of one product joined), groups of 128, at
+1, 8, 64 and 256 rows. Each product runs in a CUDA graph over copies of the weight that no cache holds together; median
+of five replays. `floor` is the time in which the packed bytes are read at the bandwidth of the data sheet; the
+bandwidth of a copy, measured in the same run, is among the details. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, envelope, write_json
-from benchmarks.gpu_timing import copies_for, copy_bandwidth, seconds_each
+from benchmarks.gpu_models import copy_speed, peak_speed
+from benchmarks.gpu_timing import copies_for, seconds_each
 from distill.kernels.w4a16 import PackedLinear
 
 LAYERS = {
@@ -31,14 +32,7 @@ LAYERS = {
 }
 ROWS = (1, 8, 64, 256)
 GROUP = 128
-BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
 BARS = {1: 2.5, 8: 2.0, 64: 1.0}  # times cuBLAS at these rows, of the two layers that are no model's
-
-
-def bandwidth() -> float:
-    """Bytes a second of this GPU's memory by its data sheet."""
-    name = torch.cuda.get_device_name()
-    return next((speed for part, speed in BANDWIDTHS.items() if part in name), float("nan"))
 
 
 def packed_layers(out: int, width: int) -> list[PackedLinear]:
@@ -75,7 +69,7 @@ def layer_rows(name: str, quick: bool) -> tuple[list[Row], list[dict[str, float 
         bar = BARS.get(count) if "(" not in name else None
         rows.append(
             Row(f"{name}, {count} rows", mine * 1e6, "microseconds", cublas * 1e6, cublas / mine,
-                num_bytes / bandwidth() * 1e6, bar, None if bar is None else cublas / mine >= bar)
+                num_bytes / peak_speed() * 1e6, bar, None if bar is None else cublas / mine >= bar)
         )  # fmt: skip
         details.append({"name": f"{name}, {count} rows", "torch_int4_microseconds": tiny * 1e6,
                         "packed_terabytes_per_second": num_bytes / mine / 1e12})  # fmt: skip
@@ -93,8 +87,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one row alone")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    speed = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}: a copy moves {speed / 1e12:.2f} TB/s, data sheet {bandwidth() / 1e12} TB/s")
+    speed = copy_speed()
+    print(
+        f"{torch.cuda.get_device_name()}: a copy moves {speed / 1e12:.2f} TB/s, data sheet {peak_speed() / 1e12} TB/s"
+    )
     rows: list[Row] = []
     details: list[dict[str, float | str]] = []
     for name in LAYERS:

@@ -439,7 +439,9 @@ def _resolved(config: EngineConfig, device: torch.device) -> EngineConfig:
     """The configuration with the choices that it leaves to the engine."""
     attention = config.attention
     if attention == "auto":
-        able = device.type == "cuda" and config.use_kv_cache and config.kv_dtype == "auto"
+        # before Ada and Hopper no instruction reads fp8
+        readable = config.kv_dtype != "fp8" or (device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9))
+        able = device.type == "cuda" and config.use_kv_cache and readable
         attention = "triton" if able and find_spec("triton") is not None else "torch"
     elif attention == "triton" and find_spec("triton") is None:
         raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")

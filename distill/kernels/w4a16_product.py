@@ -83,7 +83,7 @@ def product(
     dtype: torch.dtype,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`; added to `add_to` (N, O), where it is given."""
+    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`; added to `add_to` (N, O) where given."""
     if x.shape[0] > MOST_ROWS:
         made = F.linear(x, dense(words, grid, form, x.dtype), None if bias is None else bias.to(x.dtype)).to(dtype)
         return made if add_to is None else add_to.add_(made)
