@@ -124,9 +124,22 @@ def attend_by_kernels(
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill
         rest = q[batch.num_decode :]
-        limits = (starts, lengths, contexts, longest)
-        how = {"window": window, "softcap": softcap, "scales": scales}
-        parts.append(varlen_prefill(rest, keys, values, table, *limits, scale=scale, **how))
+        parts.append(
+            varlen_prefill(
+                rest,
+                keys,
+                values,
+                table,
+                starts,
+                lengths,
+                contexts,
+                longest,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                scales=scales,
+            )
+        )
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 
