@@ -32,6 +32,7 @@ class Launch:
     splits: int
     warps: int
     stages: int
+    early: bool = False  # begin while the kernel before still runs (programmatic dependent launch, sm_90 and later)
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,10 @@ def launch_product(
         ADDS=add_to is not None,
         HALF_SCALES=form.has_half_scales,
         WHOLE=form.inputs % TILE == 0,
+        EARLY=how.early,
         FAST=_FAST,
         num_warps=how.warps,
+        launch_pdl=how.early,
     )
     return out
 
