@@ -128,7 +128,7 @@ def decode_kernel(
     WIDTH_ON_DEVICE: tl.constexpr,
 ):
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + row)
+    length = tl.load(lengths + row).to(tl.int32)
     first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
     begin = first + split * share
     if begin >= length:
@@ -136,7 +136,7 @@ def decode_kernel(
     end = tl.minimum(begin + share, length)
     table_width = table_row
     if WIDTH_ON_DEVICE:
-        table_width = tl.load(table_row)
+        table_width = tl.load(table_row).to(tl.int32)
     members, columns = tl.arange(0, ROWS), tl.arange(0, DIM_PAD)
     q = tl.load(
         query + row * query_row + (head * GROUP + members)[:, None] * query_head + columns[None, :],
@@ -208,11 +208,11 @@ def prefill_kernel(
     QUANTIZED: tl.constexpr,
 ):
     tile, segment, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + segment)
+    length = tl.load(lengths + segment).to(tl.int32)
     per_tile: tl.constexpr = ROWS // GROUP
     if tile * per_tile >= length:
         return
-    context, start = tl.load(contexts + segment), tl.load(starts + segment)
+    context, start = tl.load(contexts + segment).to(tl.int32), tl.load(starts + segment).to(tl.int32)
     members, columns = tl.arange(0, ROWS), tl.arange(0, DIM_PAD)
     tokens = tile * per_tile + members // GROUP
     valid = (members < per_tile * GROUP) & (tokens < length)
