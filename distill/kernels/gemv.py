@@ -1,7 +1,7 @@
 """Dense layers of a few rows, one launch each with what stands around them.
 
 At a few rows a product reads its weights and does little else: its time is their bytes over the memory's bandwidth, and
-the launches. Legend: M rows (at most MOST_ROWS), I inputs, O outputs.
+the launches. Legend: M rows (at most 4), I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.gemv_kernels import gated_gemv_kernel, gemv_kernel
 
-MOST_ROWS = 4
+_MOST_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,17 @@ class Launch:
     early: bool
 
 
+def pays(x: torch.Tensor) -> bool:
+    """Whether these products beat a matrix product and the kernels around it, for x [M, I] (`benchmarks/gemv.py`): for
+    few rows, and where they are so narrow that every program can norm them for itself."""
+    return len(x) <= 2 and x.shape[1] <= 2048
+
+
 def plan(rows: int, width: int, device: torch.device) -> Launch:
     """The launch for x of [rows, width], as `benchmarks/gemv.py` found it."""
+    assert rows <= _MOST_ROWS
     inputs = min(1024 // triton.next_power_of_2(rows), triton.next_power_of_2(width))
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-    return Launch(2, inputs, 4, early)
+    return Launch(2, inputs, 4, may_begin_early(device))
 
 
 def gemv(
@@ -70,7 +77,7 @@ def gemv(
         ADDS=out is not None,
         EARLY=launch.early,
         num_warps=launch.warps,
-        **_early(launch),
+        launch_pdl=launch.early,
     )
     return target
 
@@ -99,11 +106,6 @@ def gated_gemv(
         STEPS=triton.cdiv(width, launch.inputs),
         EARLY=launch.early,
         num_warps=launch.warps,
-        **_early(launch),
+        launch_pdl=launch.early,
     )
     return out
-
-
-def _early(launch: Launch) -> dict[str, bool]:
-    """The option of Triton's launcher, which other backends do not know."""
-    return {"launch_pdl": True} if launch.early else {}
