@@ -39,10 +39,3 @@ def seconds_each(calls: Sequence[Callable[[], Tensor]], *, rounds: int = 5, leas
         end.synchronize()
         found.append(start.elapsed_time(end) / 1e3 / len(many))
     return statistics.median(found)
-
-
-def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy of 2 GiB."""
-    source = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / seconds_each([lambda: target.copy_(source)], least=5)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks.common import Row, envelope, write_json
 from benchmarks.gpu_models import copy_speed, peak_speed
+from distill.engine.kv_cache import CODES, quantize_rows
 from distill.kernels.paged_attention import paged_decode
 
 _DIM = 128
@@ -46,6 +47,21 @@ def seconds(call: Callable[[], object]) -> float:
         end.synchronize()
         found.append(start.elapsed_time(end) / 1e3 / _CALLS)
     return median(found[2:])
+
+
+def code_seconds(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tables: torch.Tensor,
+    lengths: torch.Tensor,
+    codes: torch.dtype,
+) -> float:
+    """The same over a cache of codes with a scale a head and token."""
+    stored, scales = zip(*(quantize_rows(t.flatten(0, 2), codes) for t in (keys, values)), strict=True)
+    cache = [rows.view(t.shape) for rows, t in zip(stored, (keys, values), strict=True)]
+    factors = (scales[0].view(keys.shape[:3]), scales[1].view(values.shape[:3]))
+    return seconds(lambda: paged_decode(query, *cache, tables, lengths, scale=_DIM**-0.5, scales=factors))
 
 
 def measure(heads: int, kv_heads: int, length: int, batch: int | None) -> tuple[list[Row], dict[str, float]]:
@@ -80,12 +96,14 @@ def measure(heads: int, kv_heads: int, length: int, batch: int | None) -> tuple[
     contiguous = seconds(lambda: sdpa(*whole))
     gathered = seconds(lambda: sdpa(gather(keys), gather(values)))
     total, peak = rows * each, peak_speed()
+    coded = [(codes, code_seconds(query, keys, values, tables, lengths, codes)) for codes in CODES.values() if codes]
     name = f"{heads}:{kv_heads} heads, {rows} x {length} tokens"
     share = total / ours / peak
     found = [
         Row(f"{name}: share of bandwidth", share, "share", total / contiguous / peak, contiguous / ours),
         Row(f"{name}: against SDPA on gathered KV", share, "share", total / gathered / peak, gathered / ours),
     ]
+    found += [Row(f"{name}: {str(codes)[6:]}, time of bf16 over its own", ours / own, "times") for codes, own in coded]
     return found, {f"{name}: microseconds": ours * 1e6, f"{name}: largest difference": distance}
 
 
@@ -106,7 +124,8 @@ def main() -> int:
             rows += found
             details.update(more)
             for row in found:
-                print(f"{row.name}: {row.value:.3f}, SDPA {row.peer:.3f}, ratio {row.ratio:.2f}", flush=True)
+                peer = "" if row.peer is None else f", SDPA {row.peer:.3f}, ratio {row.ratio:.2f}"
+                print(f"{row.name}: {row.value:.3f}{peer}", flush=True)
             torch.cuda.empty_cache()
     if options.json:
         command = "python -m benchmarks.paged_bandwidth"

@@ -20,7 +20,8 @@ import torch
 import triton
 
 from benchmarks.common import write_json
-from benchmarks.gpu_timing import copies_for, copy_bandwidth, seconds_each
+from benchmarks.gpu_models import copy_speed
+from benchmarks.gpu_timing import copies_for, seconds_each
 from distill.kernels.w4a16_product import Form, Launch, counters, launch_for, launch_product
 
 SHAPES = ((4096, 4096), (14336, 4096), (3584, 3584), (512, 3584), (18944, 3584), (3584, 18944))
@@ -106,7 +107,7 @@ def main() -> None:
     with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_all, variants(processors)))
     print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
-    result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "copy_bandwidth": copy_bandwidth()}
+    result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "copy_speed": copy_speed()}
     print(json.dumps(result))
     for rows in ROWS:
         for out, width in SHAPES:

@@ -21,7 +21,9 @@ def resolved(config: EngineConfig, device: torch.device, *, is_alone: bool) -> E
     on_gpu = device.type == "cuda"
     attention = config.attention
     if attention == "auto":
-        able = on_gpu and config.use_kv_cache and config.kv_dtype == "auto"
+        # before Ada and Hopper no instruction reads fp8
+        readable = config.kv_dtype != "fp8" or (on_gpu and torch.cuda.get_device_capability(device) >= (8, 9))
+        able = on_gpu and config.use_kv_cache and readable
         attention = "triton" if able and find_spec("triton") is not None else "torch"
     elif attention == "triton" and find_spec("triton") is None:
         raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")

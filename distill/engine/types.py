@@ -20,7 +20,7 @@ class EngineConfig:
     block_size: int = 32  # tokens in a KV block
     prefill_tokens: int = 0  # prompt tokens computed in one step; longer prompts are split. 0: 512, on a GPU 8,192
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
-    kv_dtype: Literal["auto", "int8"] = "auto"  # int8: half the bytes of 16 bits, and not quite the same text
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"  # int8, fp8: half the bytes of 16 bits, not quite the same text
     num_blocks: int | None = None  # overrides kv_bytes: room for block_size tokens of every layer, so many times
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
@@ -45,8 +45,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value < least:
                 raise EngineError(f"engine: {name} is {value}", remedy=f"give a number of at least {least}")
-        if self.attention == "triton" and (self.kv_dtype != "auto" or not self.use_kv_cache):
-            raise EngineError("engine: attention by Triton needs a KV cache that is not int8", remedy="use torch")
+        if self.attention == "triton" and not self.use_kv_cache:
+            raise EngineError("engine: attention by Triton needs a KV cache", remedy="use torch")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.fused_kernels import rms_norm_kernel, rotate_and_store_kernel, silu_mul_kernel
 
 _HEADS = 8  # of one program
@@ -56,6 +57,7 @@ def rotate_and_store(
     _, kv_heads, size, dim = keys.shape
     query = torch.empty(tokens, query_heads, dim, dtype=qkv.dtype, device=qkv.device)
     query_weight, key_weight, eps = norms or (qkv, qkv, 0.0)
+    early = may_begin_early(qkv.device)
     rotate_and_store_kernel[(tokens, triton.cdiv(query_heads + 2 * kv_heads, _HEADS))](
         qkv,
         cos,
@@ -75,6 +77,8 @@ def rotate_and_store(
         SIZE=size,
         HEADS=_HEADS,
         HAS_NORM=norms is not None,
+        EARLY=early,
         num_warps=2,
+        launch_pdl=early,
     )
     return query

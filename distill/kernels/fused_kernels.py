@@ -3,6 +3,7 @@ transformers rounds. Launched by `fused.py`."""
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -61,9 +62,13 @@ def rotate_and_store_kernel(
     SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A token and HEADS of its heads a program; with n the optional norm, q and k become n(x) cos + half-turned n(x)
     sin, k and v go to the token's slot of the cache."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     columns = tl.arange(0, HALF_PAD)

@@ -1,7 +1,8 @@
 """Attention over a paged KV cache on a GPU, for single tokens (split over the sequence) and for packed segments.
 
 Legend: T tokens, B sequences, n segments, H query heads, K KV heads, N blocks of S tokens, D key size, E value size, M
-blocks in a table. The cache is [N, K, S, D] and [N, K, S, E]; a table entry is a block. The plain form of both
+blocks in a table. The cache is [N, K, S, D] and [N, K, S, E]; a table entry is a block.
+Caches of codes (int8, float8_e4m3fn) come with `scales`, [N, K, S] of keys and of values. The plain form of both
 functions is `paged_reference`; the kernels are Triton's (`paged_kernels.py`), and run on a CPU too with
 TRITON_INTERPRET=1.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
 
 _TILE = 64  # keys of one step of the inner loop of prefill
@@ -33,6 +35,7 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     width: torch.Tensor | None = None,
     arrived: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -50,10 +53,12 @@ def paged_decode(
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
     if arrived is None:
         arrived = torch.zeros(rows * kv_heads, dtype=torch.int32, device=query.device)
+    early = may_begin_early(query.device)
     decode_kernel[(rows, kv_heads, splits)](
         query,
         keys,
         values,
+        *(scales or (keys, values)),
         tables,
         lengths,
         partial,
@@ -79,9 +84,12 @@ def paged_decode(
         TILE=_DECODE_TILE,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
+        QUANTIZED=scales is not None,
         WIDTH_ON_DEVICE=width is not None,
+        EARLY=early,
         num_warps=_DECODE_WARPS,
         num_stages=_DECODE_STAGES,
+        launch_pdl=early,
     )
     return out
 
@@ -107,6 +115,7 @@ def varlen_prefill(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Segments of a packed batch whose keys and values, and the `contexts` [n] tokens before them, are in the cache:
     query [T, H, D], tables [n, M]; segment i is the tokens starts[i] to starts[i] + lengths[i], `longest` the largest
@@ -120,6 +129,7 @@ def varlen_prefill(
         query,
         keys,
         values,
+        *(scales or (keys, values)),
         tables,
         starts,
         lengths,
@@ -142,5 +152,6 @@ def varlen_prefill(
         TILE=_TILE,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
+        QUANTIZED=scales is not None,
     )
     return out

@@ -3,6 +3,7 @@ value is loaded once for all of them; softmax is online, in float32. Launched by
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -13,11 +14,19 @@ def _cache_rows(table, positions, inside, head, KV_HEADS: tl.constexpr, SIZE: tl
 
 
 @triton.jit
-def _load_rows(base, rows, row_mask, WIDTH: tl.constexpr, PAD: tl.constexpr):
-    """[rows, PAD] numbers of rows of WIDTH, zero outside."""
+def _load_rows(
+    base, scales, rows, row_mask, WIDTH: tl.constexpr, PAD: tl.constexpr, QUANTIZED: tl.constexpr, DTYPE: tl.constexpr
+):
+    """[rows, PAD] numbers of rows of WIDTH in DTYPE, zero outside, and what each row is to be multiplied with,
+    [1, rows] or [1, 1]. Codes of 8 bits are exact in 16."""
     columns = tl.arange(0, PAD)
     mask = row_mask[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+    numbers = tl.load(base + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+    if QUANTIZED:
+        factor = tl.load(scales + rows, mask=row_mask, other=0.0).to(tl.float32)[None, :]
+    else:
+        factor = tl.full([1, 1], 1.0, tl.float32)
+    return numbers.to(DTYPE), factor
 
 
 @triton.jit
@@ -30,13 +39,14 @@ def _scores(q, k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _online(scores, v, largest, total, sums):
-    """Take one tile of keys into the running softmax; rows that have seen nothing yet stay at zero."""
+def _online(scores, v, factor, largest, total, sums):
+    """Take one tile of keys into the running softmax, its values v times `factor`; rows that have seen nothing yet stay
+    at zero."""
     new_largest = tl.maximum(largest, tl.max(scores, 1))
     shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
     weights = tl.exp(scores - shift[:, None])
     shrink = tl.exp(largest - shift)
-    sums = sums * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    sums = sums * shrink[:, None] + tl.dot((weights * factor).to(v.dtype), v, input_precision="ieee")
     return new_largest, total * shrink + tl.sum(weights, 1), sums
 
 
@@ -79,6 +89,8 @@ def decode_kernel(
     query,
     keys,
     values,
+    key_scales,
+    value_scales,
     tables,
     lengths,
     partial,
@@ -104,8 +116,13 @@ def decode_kernel(
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    QUANTIZED: tl.constexpr,
     WIDTH_ON_DEVICE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row).to(tl.int32)
     first = 0
@@ -132,11 +149,11 @@ def decode_kernel(
         positions = start + tl.arange(0, TILE)
         inside = positions < end
         rows = _cache_rows(tables + row * table_width, positions, inside, head, KV_HEADS, SIZE)
-        k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
-        v = _load_rows(values, rows, inside, VALUE_DIM, VALUE_PAD)
-        scores = _scores(q, k, scale, softcap, HAS_SOFTCAP)
+        k, key_factor = _load_rows(keys, key_scales, rows, inside, DIM, DIM_PAD, QUANTIZED, q.dtype)
+        v, value_factor = _load_rows(values, value_scales, rows, inside, VALUE_DIM, VALUE_PAD, QUANTIZED, q.dtype)
+        scores = _scores(q, k, scale * key_factor, softcap, HAS_SOFTCAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        largest, total, sums = _online(scores, v, largest, total, sums)
+        largest, total, sums = _online(scores, v, value_factor, largest, total, sums)
     place = (row * KV_HEADS + head) * splits + split
     width = tl.arange(0, VALUE_PAD)
     places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
@@ -163,6 +180,8 @@ def prefill_kernel(
     query,
     keys,
     values,
+    key_scales,
+    value_scales,
     tables,
     starts,
     lengths,
@@ -185,6 +204,7 @@ def prefill_kernel(
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    QUANTIZED: tl.constexpr,
 ):
     tile, segment, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + segment).to(tl.int32)
@@ -213,13 +233,13 @@ def prefill_kernel(
         positions = first + tl.arange(0, TILE)
         inside = positions < end
         rows = _cache_rows(tables + segment * table_row, positions, inside, head, KV_HEADS, SIZE)
-        k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
+        k, factor = _load_rows(keys, key_scales, rows, inside, DIM, DIM_PAD, QUANTIZED, q.dtype)
         visible = inside[None, :] & (positions[None, :] <= own[:, None])
         if HAS_WINDOW:
             visible = visible & (positions[None, :] > own[:, None] - window)
-        scores = tl.where(visible, _scores(q, k, scale, softcap, HAS_SOFTCAP), float("-inf"))
-        v = _load_rows(values, rows, inside, VALUE_DIM, VALUE_PAD)
-        largest, total, sums = _online(scores, v, largest, total, sums)
+        scores = tl.where(visible, _scores(q, k, scale * factor, softcap, HAS_SOFTCAP), float("-inf"))
+        v, factor = _load_rows(values, value_scales, rows, inside, VALUE_DIM, VALUE_PAD, QUANTIZED, q.dtype)
+        largest, total, sums = _online(scores, v, factor, largest, total, sums)
     width = tl.arange(0, VALUE_PAD)
     tl.store(
         out + ((start + tokens) * KV_HEADS * GROUP + heads)[:, None] * VALUE_DIM + width[None, :],

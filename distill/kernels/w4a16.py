@@ -9,10 +9,16 @@ reads every weight once a token, so fewer bytes are fewer seconds (docs/concepts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from distill.kernels.w4a16_product import Form
 
 CPU_GROUP_SIZES = (32, 64, 128, 256)  # of torch's product on the CPU
 MIDDLE = 8  # the code that stands for the zero of a symmetric grid
@@ -53,7 +59,8 @@ class PackedLinear(nn.Module):
     bias: Tensor | None
     packed: Tensor
     grid: Tensor
-    arrived: Tensor | None
+    arrived: Tensor | None  # on a GPU
+    form: Form  # on a GPU
 
     def __init__(
         self,
@@ -81,9 +88,35 @@ class PackedLinear(nn.Module):
             arrived = counters(self.form, codes.device)
         else:
             packed, grid = _pack_for_cpu(codes, scales, zeros)
-        for name, tensor in (("packed", packed), ("grid", grid), ("bias", bias), ("order", order)):
+        self._keep(packed, grid, bias, order, arrived)
+
+    @classmethod
+    def joined(cls, layers: Sequence[PackedLinear]) -> PackedLinear | None:
+        """One layer with the outputs of several that have the same inputs, one after the other: on a GPU, where they
+        are alike in all else. The packed weights become its parts, so that they are in memory once. None else."""
+        first = layers[0]
+        if not all(_joinable(first, layer) for layer in layers):
+            return None
+        whole = cls.__new__(cls)
+        nn.Module.__init__(whole)
+        whole.in_features, whole.bits, whole.group_size = first.in_features, first.bits, first.group_size
+        whole.out_features = sum(layer.out_features for layer in layers)
+        whole.form = replace(first.form, outputs=whole.out_features)
+        packed = torch.cat([layer.packed for layer in layers], 1)
+        bias = None if first.bias is None else torch.cat([layer.bias for layer in layers if layer.bias is not None])
+        parts = packed.split([layer.packed.shape[1] for layer in layers], 1)
+        for layer, part in zip(layers, parts, strict=True):
+            layer.packed = part
+        arrived = torch.cat([layer.arrived for layer in layers if layer.arrived is not None])
+        whole._keep(packed, torch.cat([layer.grid for layer in layers], 1), bias, first.order, arrived)
+        return whole
+
+    def _keep(
+        self, packed: Tensor, grid: Tensor, bias: Tensor | None, order: Tensor | None, arrived: Tensor | None
+    ) -> None:
+        named = {"packed": packed, "grid": grid, "bias": bias, "order": order, "arrived": arrived}
+        for name, tensor in named.items():
             self.register_buffer(name, tensor, persistent=False)
-        self.register_buffer("arrived", arrived, persistent=False)
 
     @property
     def weight_bytes(self) -> int:
@@ -98,20 +131,37 @@ class PackedLinear(nn.Module):
         out = self._on_gpu(rows) if self.arrived is not None else self._on_cpu(rows)
         return out.view(*x.shape[:-1], self.out_features)
 
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """out (N, O) += the layer's output for x (N, I), in one launch on a GPU."""
+        if self.arrived is None:
+            out.add_(self(x))
+        else:
+            self._on_gpu(x if self.order is None else x.index_select(1, self.order), out)
+
     def _on_cpu(self, rows: Tensor) -> Tensor:
         out = torch._weight_int4pack_mm_for_cpu(rows.to(torch.bfloat16), self.packed, self.group_size, self.grid)
         out = out.to(rows.dtype)
         return out if self.bias is None else out.add_(self.bias)
 
-    def _on_gpu(self, rows: Tensor) -> Tensor:
+    def _on_gpu(self, rows: Tensor, add_to: Tensor | None = None) -> Tensor:
         from distill.kernels.w4a16_product import product
 
         assert self.arrived is not None
         narrow = rows if rows.dtype in (torch.float16, torch.bfloat16) else rows.to(torch.bfloat16)
-        return product(narrow, self.packed, self.grid, self.arrived, self.form, self.bias, rows.dtype)
+        return product(narrow, self.packed, self.grid, self.arrived, self.form, self.bias, rows.dtype, add_to)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}"
+
+
+def _joinable(first: PackedLinear, other: PackedLinear) -> bool:
+    if first.arrived is None or other.arrived is None or other.packed.shape[0] != 1 or other.out_features % 16:
+        return False
+    same_order = first.order is other.order or (
+        first.order is not None and other.order is not None and torch.equal(first.order, other.order)
+    )
+    same_form = replace(other.form, outputs=first.out_features) == first.form
+    return same_form and same_order and (first.bias is None) == (other.bias is None)
 
 
 def _pack_for_cpu(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Legend: O outputs, I inputs, N rows of x, T tiles of 128 inputs; a program has S
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def _unpacking(kind: str, exponent: str, one: str) -> str:
@@ -32,23 +33,26 @@ def _nibbles(words, offset, FAST: tl.constexpr):
     offset + 128 (bfloat16) or offset + 1,024 (float16). Slowly, in plain Triton, where there is no PTX (FAST)."""
     if FAST:
         if offset.dtype == tl.float16:
-            return tl.inline_asm_elementwise(
+            found = tl.inline_asm_elementwise(
                 _FLOAT16, _REGISTERS, [words, offset], dtype=(tl.float16,) * 8, is_pure=True, pack=2
             )
-        return tl.inline_asm_elementwise(
-            _BFLOAT16, _REGISTERS, [words, offset], dtype=(tl.bfloat16,) * 8, is_pure=True, pack=2
+        else:
+            found = tl.inline_asm_elementwise(
+                _BFLOAT16, _REGISTERS, [words, offset], dtype=(tl.bfloat16,) * 8, is_pure=True, pack=2
+            )
+    else:
+        more = offset.to(tl.float32) + (1024.0 if offset.dtype == tl.float16 else 128.0)
+        found = (
+            ((words & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 4 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 8 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 12 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 16 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 20 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 24 & 15).to(tl.float32) + more).to(offset.dtype),
+            ((words >> 28 & 15).to(tl.float32) + more).to(offset.dtype),
         )
-    more = offset.to(tl.float32) + (1024.0 if offset.dtype == tl.float16 else 128.0)
-    return (
-        ((words & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 4 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 8 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 12 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 16 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 20 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 24 & 15).to(tl.float32) + more).to(offset.dtype),
-        ((words >> 28 & 15).to(tl.float32) + more).to(offset.dtype),
-    )
+    return found
 
 
 @triton.jit
@@ -104,6 +108,19 @@ def _scale(cell, HALF_SCALES: tl.constexpr):
     return (cell << 16).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _fetch_ahead(packed, first_slab, first, last, num_slabs, num_tiles, SLABS: tl.constexpr):
+    """Ask the L2 cache for a program's first 8 tiles; a tile of a slab is 8 lines of 128 bytes."""
+    slab, line = first_slab + tl.arange(0, SLABS), tl.arange(0, 64)
+    tile = first + line // 8
+    wanted = (slab < num_slabs)[:, None] & (tile < last)[None, :]
+    place = (slab.to(tl.int64)[:, None] * num_tiles + tile[None, :]) * 256 + (line % 8 * 32)[None, :]
+    address = (packed + tl.where(wanted, place, 0)).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_slabs", "num_tiles", "splits"])
 def product_kernel(
     x,
@@ -129,13 +146,15 @@ def product_kernel(
     GROUP_TILES: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ADDS: tl.constexpr,
     HALF_SCALES: tl.constexpr,
     WHOLE: tl.constexpr,
+    EARLY: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """out = x W^T + bias. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the sums of a
-    group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all have left
-    in `partial`, always in the same order, and leaves `arrived` at zero again."""
+    """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the
+    sums of a group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all
+    have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BO: tl.constexpr = SLABS * 16
     WIDTH: tl.constexpr = 128 // PARTS
@@ -144,7 +163,12 @@ def product_kernel(
     row_mask = (rows < num_rows)[:, None]
     padded = num_slabs * 16
     acc = tl.zeros([BO, BN], tl.float32)
-    for tile in tl.range(split * num_tiles // splits, (split + 1) * num_tiles // splits, num_stages=STAGES):
+    first, last = split * num_tiles // splits, (split + 1) * num_tiles // splits
+    if EARLY:  # launched while the kernel before is still running: nothing of what that makes is read before it ends
+        gdc_launch_dependents()
+        _fetch_ahead(packed, block * SLABS, first, last, num_slabs, num_tiles, SLABS)
+        gdc_wait()
+    for tile in tl.range(first, last, num_stages=STAGES):
         codes = _codes(packed, block * SLABS, tile, num_slabs, num_tiles, SLABS, BITS, x.dtype.element_ty, FAST)
         for part in tl.static_range(PARTS):
             first_input = tile * 128 + part * WIDTH
@@ -173,6 +197,8 @@ def product_kernel(
         tl.store(counter, 0)
     if HAS_BIAS:
         acc += tl.load(bias + outputs, mask=outputs < num_outputs, other=0.0).to(tl.float32)[:, None]
+    if ADDS:
+        acc = acc.to(out.dtype.element_ty).to(tl.float32) + tl.load(out + where, mask=valid, other=0.0).to(tl.float32)
     tl.store(out + where, acc.to(out.dtype.element_ty), mask=valid)
 
 

@@ -19,6 +19,7 @@ from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
 from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
 
 MOST_ROWS = 256
+_PROCESSORS = 132  # of an H100 or H200
 _FAST = os.environ.get("TRITON_INTERPRET") != "1"
 
 
@@ -31,6 +32,7 @@ class Launch:
     splits: int
     warps: int
     stages: int
+    early: bool = False  # begin while the kernel before still runs (programmatic dependent launch, sm_90 and later)
 
 
 @dataclass(frozen=True)
@@ -73,24 +75,47 @@ def counters(form: Form, device: torch.device) -> Tensor:
 
 
 def product(
-    x: Tensor, words: Tensor, grid: Tensor, arrived: Tensor, form: Form, bias: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    words: Tensor,
+    grid: Tensor,
+    arrived: Tensor,
+    form: Form,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    add_to: Tensor | None = None,
 ) -> Tensor:
-    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`."""
+    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`; added to `add_to` (N, O) where given."""
     if x.shape[0] > MOST_ROWS:
-        weight = dense(words, grid, form, x.dtype)
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).to(dtype)
-    return launch_product(x, words, grid, arrived, form, bias, dtype, launch_for(x.shape[0], form))
+        made = F.linear(x, dense(words, grid, form, x.dtype), None if bias is None else bias.to(x.dtype)).to(dtype)
+        return made if add_to is None else add_to.add_(made)
+    return launch_product(x, words, grid, arrived, form, bias, dtype, launch_for(x.shape[0], form), add_to)
 
 
 def launch_for(rows: int, form: Form) -> Launch:
-    """The launch for this many rows, by what `benchmarks/w4a16_sweep.py` found."""
-    if rows <= 16:
-        blocks = triton.cdiv(form.outputs, 64)
-        return Launch(4, 16, max(1, min(form.tiles // 2, 16, round(528 / blocks))), 4, 4)
-    width = 32 if rows <= 32 else 64 if rows <= 64 else 128
-    slabs = 4 if width <= 64 else 8
-    blocks = triton.cdiv(form.outputs, slabs * SLAB) * triton.cdiv(rows, width)
-    return Launch(slabs, width, max(1, min(form.tiles // 4, 8, round(264 / blocks))), slabs, 3)
+    """The launch for this many rows: of those that `benchmarks/w4a16_sweep.py` compared on an H200 the fastest, or one
+    close to it, for the six shapes of its list."""
+    width = max(16, min(128, triton.next_power_of_2(rows)))
+    blocks = triton.cdiv(form.outputs, 64)
+    if width == 16 and blocks <= 16:
+        slabs = form.slabs
+        return Launch(1, 16, _splits(slabs, form.tiles // 3, most_programs=264, enough=256), 1, 3)
+    if width <= 64:
+        splits = _splits(blocks, form.tiles // 4, most_programs=396, enough=220)
+        return Launch(4, width, splits, 4, 4 if width < 64 else 3)
+    blocks *= triton.cdiv(rows, width)
+    splits = _splits(blocks, form.tiles // (12 if blocks >= 32 else 4), most_programs=264, enough=200)
+    return Launch(4, width, splits, 4, 3)
+
+
+def _splits(blocks: int, most: int, *, most_programs: int, enough: int) -> int:
+    """Programs along the inputs: as few as make `enough` of them in all, and load the multiprocessors evenly."""
+
+    def merit(splits: int) -> tuple[int, float, int]:
+        programs = blocks * splits
+        balance = programs / (_PROCESSORS * triton.cdiv(programs, _PROCESSORS))
+        return min(programs, enough), round(balance, 2), -splits
+
+    return max((s for s in range(1, most + 1) if s == 1 or blocks * s <= most_programs), key=merit, default=1)
 
 
 def launch_product(
@@ -102,11 +127,13 @@ def launch_product(
     bias: Tensor | None,
     dtype: torch.dtype,
     how: Launch,
+    add_to: Tensor | None = None,
 ) -> Tensor:
     """`product` by the kernel, launched as told."""
     rows = x.shape[0]
     assert x.stride(1) == 1
-    out = torch.empty(rows, form.outputs, dtype=dtype, device=x.device)
+    out = torch.empty(rows, form.outputs, dtype=dtype, device=x.device) if add_to is None else add_to
+    assert out.is_contiguous()
     partial = out
     if how.splits > 1:
         partial = torch.empty(how.splits, rows, form.outputs, dtype=torch.float32, device=x.device)
@@ -136,10 +163,13 @@ def launch_product(
         GROUP_TILES=max(1, form.group_size // TILE),
         HAS_ZERO=form.has_zeros,
         HAS_BIAS=bias is not None,
+        ADDS=add_to is not None,
         HALF_SCALES=form.has_half_scales,
         WHOLE=form.inputs % TILE == 0,
+        EARLY=how.early,
         FAST=_FAST,
         num_warps=how.warps,
+        launch_pdl=how.early,
     )
     return out
 

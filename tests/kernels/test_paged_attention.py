@@ -6,11 +6,13 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from distill.engine.kv_cache import quantize_rows
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.kernels.reference import paged_reference
@@ -97,6 +99,47 @@ def test_prefill(window: int | None, softcap: float | None, heads: int, kv_heads
     out = varlen_prefill(query, keys, values, tables, *arrays, max(lengths), scale=0.3, window=window, softcap=softcap)
     expected = paged_reference(query, keys, values, tables, *arrays, scale=0.3, window=window, softcap=softcap)
     assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("window,softcap", [(None, None), (70, 3.0)])
+def test_caches_of_codes(codes: torch.dtype, window: int | None, softcap: float | None) -> None:
+    """Decode and prefill over codes and scales: attention over the numbers that they stand for."""
+    torch.manual_seed(0)
+    chunk, contexts = torch.tensor([1, 7, 40], device=DEVICE), torch.tensor([8, 3, 500], device=DEVICE)
+    totals = chunk + contexts
+    exact = _cache(totals.tolist(), 2, 8, (24, 20), torch.float32)
+    tables, stored, scales, numbers = exact[2], [], [], []
+    for tensor in exact[:2]:
+        rows, factors = quantize_rows(tensor.flatten(0, 2), codes)
+        stored.append(rows.view(tensor.shape))
+        scales.append(factors.view(tensor.shape[:3]))
+        numbers.append((rows.float() * factors[:, None].float()).view(tensor.shape))
+    options = {"scale": 0.3, "window": window, "softcap": softcap}
+    query = torch.randn(3, 4, 24, device=DEVICE)
+    out = paged_decode(query, *stored, tables, totals, scales=(scales[0], scales[1]), **options)
+    starts, ones = torch.arange(3), torch.ones(3, dtype=torch.int64)
+    expected = paged_reference(query, *numbers, tables, starts, ones, totals - 1, **options)
+    assert torch.allclose(out.double(), expected, atol=2e-5)
+    begins = chunk.cumsum(0) - chunk
+    query = torch.randn(int(chunk.sum()), 4, 24, device=DEVICE)
+    out = varlen_prefill(query, *stored, tables, begins, chunk, contexts, 40, scales=(scales[0], scales[1]), **options)
+    expected = paged_reference(query, *numbers, tables, begins, chunk, contexts, **options)
+    assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_the_engine_over_codes(kind: Literal["int8", "fp8"]) -> None:
+    """The kernels' log probabilities are those of plain torch over the same codes, fused or not."""
+    model = tiny_model("llama-gqa").to(DEVICE)
+    prompts = _tree(5, seed=6)
+    found = [
+        Engine(model, None, EngineConfig(attention=attention, block_size=4, kv_dtype=kind, fused=fused)).score(prompts)
+        for attention, fused in (("torch", False), ("triton", False), ("triton", True))
+    ]
+    for row, *others in zip(*found, strict=True):
+        for other in others:
+            assert other == pytest.approx(row, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])

@@ -86,3 +86,26 @@ def test_product_on_a_gpu(bits: int, group_size: int, asymmetric: bool, dtype: t
             graph.replay()
             assert torch.equal(out_of_graph, got), rows
     assert layer.arrived is not None and not layer.arrived.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_joined_layers_are_the_layers_and_share_their_memory() -> None:
+    """By one product what two make, and what a layer adds to is what it was plus the product, to one rounding."""
+    device = torch.device("cuda")
+    weights = [_weight(out, 512, 128, bits=4, asymmetric=True, device=device) for out in (48, 160)]
+    layers = [PackedLinear(c, s, zeros=z, bias=torch.randn(len(c), device=device)) for c, s, z in weights]
+    x = torch.randn(5, 512, device=device).bfloat16()
+    expected = torch.cat([layer(x) for layer in layers], -1)
+    joined = PackedLinear.joined(layers)
+    assert joined is not None
+    together = joined(x)
+    assert (together.double() - expected.double()).norm() <= 4e-3 * expected.double().norm()
+    assert torch.equal(torch.cat([layer(x) for layer in layers], -1), expected)
+    assert layers[0].packed.data_ptr() == joined.packed.data_ptr()
+    sums = torch.randn(5, 208, device=device).bfloat16()
+    added = sums + together
+    joined.add_to(sums, x)
+    assert torch.equal(sums, added)
+    other = PackedLinear(*_weight(48, 512, 64, bits=4, asymmetric=False, device=device)[:2])
+    assert PackedLinear.joined([layers[0], other]) is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
+from distill.engine.kv_cache import CODES, PagedKVCache, blocks_for, stored_bytes
 from distill.engine.paging.block_tables import BlockTables
 from distill.engine.paging.blocks import BlockPool
 from distill.engine.paging.groups import LayerGroups, group_layers, one_group
@@ -56,9 +56,9 @@ def make_caches(
 ) -> list[PagedKVCache]:
     """A cache each, with as many blocks for every group of layers as `kv_bytes` holds of all together, but no more than
     max_batch full contexts need. What is left gives the first model single blocks."""
-    quantized = config.kv_dtype == "int8"
+    codes = CODES[config.kv_dtype]
     costs = [
-        config.block_size * sum(stored_bytes(slot, dtype, quantized=quantized) for slot in groups.slots)
+        config.block_size * sum(stored_bytes(slot, dtype, codes=codes) for slot in groups.slots)
         for groups, dtype in models
     ]
     counts = [len(groups.windows) for groups, _ in models]
@@ -80,7 +80,7 @@ def make_caches(
             block_size=config.block_size,
             dtype=dtype,
             device=device,
-            quantized=quantized,
+            codes=codes,
         )
         for (groups, dtype), count in zip(models, found, strict=True)
     ]
