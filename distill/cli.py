@@ -267,6 +267,11 @@ def bench(
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise DistillError(f"the environment variable {api_key_env} is not set", remedy="set it to the server's key")
+    if plot_path is not None:
+        show.check_plot(plot_path)
+    for path in (json_path, plot_path):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     options = benchmark.ModelOptions(dtype, device, max_batch, kv_gib)
     workload = Workload(requests, prompt_tokens, max_tokens, seed)
     with benchmark.served(target, model_name=model_name, api_key=key, options=options) as server:

@@ -26,6 +26,7 @@ class Sequence:
     stop_ids: frozenset[int]
     stream: bool = False
     tail: TextTail | None = None  # only where text is needed token by token
+    context_ids: list[int] = field(default_factory=list)  # of the prompt, where the text goes on from it
     num_computed: int = 0
     num_shared: int = 0
     tables: list[list[int]] = field(default_factory=list)  # its blocks, a table for each group of layers

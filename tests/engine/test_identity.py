@@ -54,7 +54,7 @@ def test_greedy_equals_generate(name: str) -> None:
             assert engine.stats.prefill_tokens - computed < computed / 2  # the rest was in the cache
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_preemption_keeps_the_text(name: str) -> None:
     model = tiny_model(name)
     prompts = _prompts(6, seed=1)

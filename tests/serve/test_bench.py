@@ -207,3 +207,25 @@ def test_nobody_there() -> None:
         benchmark.served("http://127.0.0.1:9", model_name=None, api_key=None),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (("x", "--plot", "b.xyz"), "--plot"),  # all of these before anything is started or measured
+        (("http://127.0.0.1:9", "--dtype", "float32"), "--dtype"),
+        (("http://127.0.0.1:9", "--max-batch", "4"), "--max-batch"),
+        (("x", "--api-key-env", "HOME"), "--api-key-env"),
+    ],
+)
+def test_what_would_be_lost_or_passed_over_is_refused_before(arguments: tuple[str, ...], named: str) -> None:
+    with pytest.raises(DistillError) as caught:
+        CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
+    assert named in f"{caught.value} {caught.value.remedy}"
+
+
+def test_requests_that_the_context_would_cut_are_refused(running: Running) -> None:
+    longest = running.engine.max_model_len
+    work = Workload(num_requests=1, prompt_tokens=longest - 10, max_tokens=11)
+    with pytest.raises(DistillError, match=f"context of {longest}"):
+        benchmark.bench("x", Server(running.url, MODEL), work, tell=print)
