@@ -17,8 +17,8 @@ from distill.errors import DistillError
 from distill.runs import versions
 from distill.serve.address import is_loopback
 from distill.serve.bench.load import Server, Workload, run_load
-from distill.serve.bench.machine import Machine, measure_machine
-from distill.serve.bench.summary import RateResult, kv_tokens_read, summarize, utilisation
+from distill.serve.bench.machine import Machine, best_of, measure_machine
+from distill.serve.bench.summary import RateResult, against, kv_tokens_read, summarize, utilisation
 from distill.serve.child import embedded_server
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the server answers at most: the rates, where none are given
@@ -90,7 +90,10 @@ def bench(
     most = at(None).requests_per_second
     for rate in rates or [most * share for share in _SHARES]:
         at(rate)
-    return Result(target, server.model, workload, machine, tuple(results))
+    if machine is None:
+        return Result(target, server.model, workload, None, tuple(results))
+    best = best_of(machine, _machine(server))
+    return Result(target, server.model, workload, best, tuple(against(best, machine, row) for row in results))
 
 
 def measure(server: Server, workload: Workload, rate: float | None, *, run: int, machine: Machine | None) -> RateResult:
