@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ def stored_bytes(layer: LayerShape, dtype: torch.dtype, *, quantized: bool) -> i
     """Bytes a token takes in one layer: its numbers, or an int8 each and a float16 scale for K and V of every head."""
     numbers = layer.key_dim + layer.value_dim
     return layer.kv_heads * (numbers + 2 * torch.float16.itemsize if quantized else numbers * dtype.itemsize)
+
+
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes of K and V a token costs: 2 x bytes x layers x KV heads x head size."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * dtype.itemsize * int(text.num_hidden_layers) * int(kv_heads) * int(head_dim)
 
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

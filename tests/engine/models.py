@@ -153,11 +153,3 @@ def nearby(model: hf.PreTrainedModel, noise: float, seed: int = 0) -> hf.PreTrai
             if parameter.dim() > 1:
                 parameter += noise * parameter.std() * torch.randn(parameter.shape, generator=generator)
     return other
-
-
-def kv_bytes_per_token(config: hf.PretrainedConfig, dtype: torch.dtype) -> int:
-    """What a cache has to take for K and V of a token: 2 x bytes x layers x KV heads x head size."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * dtype.itemsize * config.num_hidden_layers * kv_heads * head_dim)

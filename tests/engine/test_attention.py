@@ -9,11 +9,11 @@ import torch
 from distill.engine.attention import _attend_one, blockwise_decode, grouped_attention
 from distill.engine.batch import DecodePlan, Segment, _ranges
 from distill.engine.buffers import StepBuffers
-from distill.engine.kv_cache import LayerShape, PagedKVCache, blocks_for
+from distill.engine.kv_cache import LayerShape, PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.sequence import Sequence
 from distill.engine.types import SamplingParams
 from distill.kernels.reference import attention_reference
-from tests.engine.models import kv_bytes_per_token, tiny_model
+from tests.engine.models import tiny_model
 
 CPU = torch.device("cpu")
 

@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from distill.engine.kv_cache import LayerShape, blocks_for
+from distill.engine.kv_cache import LayerShape, blocks_for, kv_bytes_per_token
 from distill.engine.paging.blocks import BlockPool
 from distill.engine.paging.groups import LayerGroups, group_layers, most_held, num_passed
 from distill.engine.paging.prefix import PrefixCache
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.sequence import GONE, Sequence
 from distill.engine.types import SamplingParams
-from tests.engine.models import VOCAB, kv_bytes_per_token, reference, tiny_model
+from tests.engine.models import VOCAB, reference, tiny_model
 
 SHAPE = LayerShape(2, 8, 8)
 MIXED = ("gemma2", "qwen2-mixed")

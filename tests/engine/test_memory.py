@@ -9,10 +9,10 @@ import pytest
 from distill.engine import runner
 from distill.engine.batch import PackedBatch, Work
 from distill.engine.buffers import StepBuffers
-from distill.engine.kv_cache import PagedKVCache, blocks_for
+from distill.engine.kv_cache import PagedKVCache, blocks_for, kv_bytes_per_token
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
-from tests.engine.models import VOCAB, kv_bytes_per_token, reference, tiny_model
+from tests.engine.models import VOCAB, reference, tiny_model
 
 
 def test_the_largest_batch_is_what_the_bytes_hold() -> None:

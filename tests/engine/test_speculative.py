@@ -8,22 +8,13 @@ import pytest
 import torch
 import transformers as hf
 
-from distill.engine.kv_cache import blocks_for
+from distill.engine.kv_cache import blocks_for, kv_bytes_per_token
 from distill.engine.paging.groups import num_passed
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.speculative.speculation import Draft
 from distill.engine.types import Completion, SamplingParams
 from distill.errors import EngineError
-from tests.engine.models import (
-    ARCHITECTURES,
-    VOCAB,
-    byte_tokenizer,
-    chat_model,
-    kv_bytes_per_token,
-    nearby,
-    reference,
-    tiny_model,
-)
+from tests.engine.models import ARCHITECTURES, VOCAB, byte_tokenizer, chat_model, nearby, reference, tiny_model
 
 GREEDY = SamplingParams(max_tokens=14)
 
