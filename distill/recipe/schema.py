@@ -22,6 +22,9 @@ class Serve(Section):
     api_key_env: str | None = Field(default=None, description="variable with the key clients must send")
     max_batch: int = Field(default=128, ge=1, description="sequences decoded together")
     kv_gib: float = Field(default=1.0, gt=0, description="memory for the KV cache, in GiB")
+    kv_dtype: Literal["auto", "int8", "fp8"] = Field(
+        default="auto", description="of the KV cache; auto: the model's own"
+    )
     block_size: int = Field(default=32, ge=1, description="tokens in a KV block")
     prefill_tokens: int = Field(
         default=512, ge=1, description="prompt tokens prefilled in one step; left out, a GPU takes 8192"

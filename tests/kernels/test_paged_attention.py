@@ -16,7 +16,7 @@ from distill.engine.kv_cache import quantize_rows
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.kernels.reference import paged_reference
-from tests.engine.models import tiny_model
+from tests.engine.models import ARCHITECTURES, tiny_model
 from tests.engine.test_prefix import _tree
 
 ON_GPU = torch.cuda.is_available()
@@ -142,9 +142,20 @@ def test_the_engine_over_codes(kind: Literal["int8", "fp8"]) -> None:
             assert other == pytest.approx(row, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2", "qwen3-mixed"])
 def test_the_engine_by_kernels(name: str) -> None:
-    """Chunks, reuse, windows and preemption: greedy text is that of generate()."""
+    """Chunks, reuse, windows, several groups of layers and preemption: greedy text is that of generate()."""
+    _check_text(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_on_a_gpu(name: str) -> None:
+    _check_text(name)
+
+
+def _check_text(name: str) -> None:
     model = tiny_model(name).to(DEVICE)
     prompts = _tree(5, seed=6)
     expected = [_generate(model, prompt) for prompt in prompts]
