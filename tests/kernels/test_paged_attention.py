@@ -66,7 +66,7 @@ def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     call, and a table may be flat, with a width that only the device knows."""
     monkeypatch.setattr(paged_attention, "_PROGRAMS", 1)
     monkeypatch.setattr(paged_attention, "_LONG", 128)
-    assert plan_splits(24, 5000) == (4, 2) and plan_splits(1, 100) == (2, 2)
+    assert plan_splits(24, 5000, 64) == (4, 2) and plan_splits(1, 100, 64) == (2, 2)
     torch.manual_seed(0)
     totals = [100, 1, 129, 700]
     keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
