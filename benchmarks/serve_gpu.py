@@ -158,8 +158,7 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         started = time.perf_counter()
         engine.generate(_prompts([128]), SamplingParams(max_tokens=2, ignore_eos=True))
         if engine.graphs is not None:
-            with torch.inference_mode():
-                engine.graphs.capture()
+            engine.graphs.capture()
             report.details[f"{name}: graphs, seconds to capture, failure"] = [
                 engine.graphs.num_captured,
                 engine.graphs.capture_seconds,

@@ -81,6 +81,7 @@ class DecodeGraphs:
             return False
         return all(work.samples and not work.sequence.is_scoring for work in works)
 
+    @torch.inference_mode()
     def capture(self, sizes: list[int] | None = None) -> None:
         """Capture what is missing of these batch sizes, or of all."""
         for size in sorted({self._bucket(size) for size in sizes or self._buckets}, reverse=True):

@@ -6,9 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
 from distill.engine.buffers import StepBuffers
+from distill.engine.choices import eos_ids, resolved
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
 from distill.engine.detokenize import TextTail
 from distill.engine.graphs import DecodeGraphs
@@ -24,11 +23,11 @@ from distill.engine.kv_cache import PagedKVCache
 from distill.engine.overlap import Launched, Relay, expect_tokens, rewind
 from distill.engine.paging.block_tables import BlockTables
 from distill.engine.paging.blocks import BlockPool
-from distill.engine.paging.groups import group_layers, one_group
-from distill.engine.paging.memory import make_caches
+from distill.engine.paging.memory import make_paging
 from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
 from distill.engine.probe import forward, fuse, inspect_model
+from distill.engine.requests import check_request
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
@@ -38,8 +37,6 @@ from distill.engine.types import Completion, EngineConfig, EngineStats, FinishRe
 from distill.errors import EngineError
 
 __all__ = ["Engine", "EngineConfig"]
-_PREFILL_TOKENS = 512
-_GPU_PREFILL_TOKENS = 8192
 
 
 class Engine:
@@ -58,7 +55,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._team = team  # the other processes that hold a share of the model
         self.device: torch.device = model.device
-        self.config = config = _resolved(config, self.device)
+        self.config = config = resolved(config, self.device, is_alone=team is None and draft is None)
         structures = [inspect_model(model, compare=config.probe)]
         if draft is not None:
             if team is not None:
@@ -69,7 +66,7 @@ class Engine:
         kernels = config.attention == "triton" and team is None
         self._fusion = fuse(model, structure) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self.eos_ids = eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
@@ -78,28 +75,17 @@ class Engine:
         self._prefix: PrefixCache | None = None
         tables: BlockTables | None = None
         if config.use_kv_cache:
-            size, chunk = config.block_size, config.prefill_tokens
-            groups = group_layers(structure.layers, structure.windows, max_length=self.max_model_len)
-            layouts = [(groups, structure.dtype), *((one_group(s.layers), s.dtype) for s in structures[1:])]
-            self.cache, *others = make_caches(layouts, config, self.max_model_len, self.device)
-            count, windows = self.cache.num_blocks, groups.windows
-            has_graphs = config.attention == "triton" and config.cuda_graphs
-            if has_graphs and len(windows) == 1 and team is None and draft is None:
-                count -= 1  # one block is theirs
-            self.max_model_len = groups.longest(count, block_size=size, chunk=chunk, limit=self.max_model_len)
-            self.pool = BlockPool(count, num_homes=len(windows))
-            self._prefix = PrefixCache(self.pool, block_size=size, enabled=config.prefix_cache, windows=windows)
-            tables = BlockTables(self.pool, windows, block_size=size, chunk=chunk)
-            if count < self.cache.num_blocks:
-                compute = partial(forward, model, fusion=self._fusion)
+            paging, *others = make_paging(structures, config, max_length=self.max_model_len, device=self.device)
+            self.cache, self.pool, self._prefix, tables = paging.cache, paging.pool, paging.prefix, paging.tables
+            self.max_model_len = paging.max_length
+            if paging.has_spare_block:
                 limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
-                self.graphs = DecodeGraphs(model, compute, self.cache, **limits)
+                self.graphs = DecodeGraphs(model, partial(forward, model, fusion=self._fusion), self.cache, **limits)
             if draft is not None:
-                drafter = Drafter(
-                    draft.model, others[0], config, max_length=structures[1].max_length, target_vocab=self.vocab_size
-                )
+                longest, vocab = structures[1].max_length, self.vocab_size
+                drafter = Drafter(draft.model, others[0], config, max_length=longest, target_vocab=vocab)
                 self.speculation = Speculation(
-                    drafter, tables, self._prefix, block_size=size, num_tokens=draft.num_tokens
+                    drafter, tables, self._prefix, block_size=config.block_size, num_tokens=draft.num_tokens
                 )
         elif draft is not None:
             raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
@@ -112,10 +98,9 @@ class Engine:
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
         )
         self._buffers = StepBuffers(self.device)
-        self._relay: Relay | None = None
-        if config.overlap and config.use_kv_cache and team is None and draft is None:
-            empty = torch.zeros(config.max_batch, dtype=torch.int64, device=self.device)
-            self._relay = Relay(self.graphs.tokens if self.graphs is not None else empty)
+        empty = torch.zeros(config.max_batch, dtype=torch.int64, device=self.device)
+        tokens = self.graphs.tokens if self.graphs is not None else empty
+        self._relay = Relay(tokens) if config.overlap else None
         self._launched: Launched | None = None
         self._read_at = 0.0  # when the tokens of a launched step were read last
         self._num_special = 0  # requests whose tokens must be known before the next step
@@ -124,8 +109,7 @@ class Engine:
         self._grammars = Grammars(tokenizer, vocab_size=self.vocab_size, end_ids=self.eos_ids)
         self.stats = EngineStats()
         if self.graphs is not None and config.capture_at_start:
-            with torch.inference_mode():
-                self.graphs.capture()
+            self.graphs.capture()
 
     @property
     def has_work(self) -> bool:
@@ -156,19 +140,7 @@ class Engine:
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Raise EngineError for a request that can never run; touches no state, any thread may ask."""
-        if not prompt_ids:
-            raise EngineError("the prompt is empty", remedy="send at least one token")
-        longest = self.max_model_len - 1 if params.max_tokens else self.max_model_len + 1
-        if len(prompt_ids) > longest:
-            raise EngineError(
-                f"the prompt has {len(prompt_ids)} tokens; the context of {self.max_model_len} has room for {longest}",
-                remedy="shorten the prompt",
-            )
-        if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
-            raise EngineError(f"a prompt token is outside the vocabulary of {self.vocab_size}")
-        named = [*params.stop_token_ids, *(token for token, _ in params.logit_bias)]
-        if any(not 0 <= token < self.vocab_size for token in named):
-            raise EngineError(f"a token of stop_token_ids or logit_bias is outside the vocabulary of {self.vocab_size}")
+        check_request(prompt_ids, params, max_length=self.max_model_len, vocab_size=self.vocab_size)
         if params.stop and self.tokenizer is None:
             raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")
 
@@ -254,8 +226,7 @@ class Engine:
         """Launch a batch, then read the tokens of the one before."""
         works, before = self._scheduler.schedule(), self._launched
         self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-        launched = self._launch(works, relay) if works else None
-        self._launched = launched
+        self._launched = self._launch(works, relay) if works else None
         return self._collect(before)
 
     def _launch(self, works: list[Work], relay: Relay) -> Launched:
@@ -275,22 +246,20 @@ class Engine:
     def _collect(self, launched: Launched | None) -> list[StepOutput]:
         """Read the tokens of a step that was launched, and append them."""
         outputs: list[StepOutput] = []
-        if launched is None:
-            return outputs
-        for sequence, length, token in launched.read():
+        for sequence, length, token in launched.read() if launched is not None else []:
             if self._sequences.get(sequence.request_id) is not sequence:
                 continue  # aborted, or it ended a step ago
             self.stats.sampled_tokens += 1
             reason = results.arrive(sequence, length, token)
             if reason is None and (length + 1) % self.config.block_size == 0 and self._prefix is not None:
                 self._prefix.offer(sequence, 0)  # what the scheduler could not, not knowing the block's last token
-            if reason is not None or sequence.stream:
-                output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
-                if output is not None:
-                    outputs.append(output)
-        now = time.perf_counter()
-        self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
-        self._read_at = now
+            done = self._finish(sequence, reason) if reason is not None else None
+            if (done is not None or sequence.stream) and (output := results.news(sequence, done)) is not None:
+                outputs.append(output)
+        if launched is not None:
+            now = time.perf_counter()
+            self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
+            self._read_at = now
         return outputs
 
     @torch.inference_mode()
@@ -394,13 +363,10 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> Completion:
         """Free the sequence and make its completion."""
-        self._remove(sequence)
-        self.stats.finished += 1
-        return results.completion_of(sequence, reason, self.tokenizer)
-
-    def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request_id]
         self._forget(sequence)
+        self.stats.finished += 1
+        return results.completion_of(sequence, reason, self.tokenizer)
 
     def _forget(self, sequence: Sequence) -> None:
         self._num_special -= not sequence.params.is_plain
@@ -424,8 +390,7 @@ class Engine:
         stats.blocks_free = self.num_blocks - stats.blocks_used
         if self.pool is not None and self._prefix is not None:
             stats.cached_tokens = self._prefix.num_found_tokens
-            stats.blocks_cached = self.pool.num_cached
-            stats.block_evictions = self.pool.num_evictions
+            stats.blocks_cached, stats.block_evictions = self.pool.num_cached, self.pool.num_evictions
         if self.speculation is not None:
             stats.draft_blocks_used = self.speculation.drafter.pool.num_used
         stats.buffer_allocations = self._buffers.num_allocations
@@ -433,32 +398,3 @@ class Engine:
             stats.prefill_seconds += seconds
         else:
             stats.decode_seconds += seconds
-
-
-def _resolved(config: EngineConfig, device: torch.device) -> EngineConfig:
-    """The configuration with the choices that it leaves to the engine."""
-    attention = config.attention
-    if attention == "auto":
-        # before Ada and Hopper no instruction reads fp8
-        readable = config.kv_dtype != "fp8" or (device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9))
-        able = device.type == "cuda" and config.use_kv_cache and readable
-        attention = "triton" if able and find_spec("triton") is not None else "torch"
-    elif attention == "triton" and find_spec("triton") is None:
-        raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
-    on_gpu = device.type == "cuda"
-    overlap = on_gpu if config.overlap is None else config.overlap
-    prefill_tokens = config.prefill_tokens or (_GPU_PREFILL_TOKENS if on_gpu else _PREFILL_TOKENS)
-    return replace(config, attention=attention, overlap=overlap, prefill_tokens=prefill_tokens)
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """Every token that ends an answer: the generation config's list and the tokenizer's own."""
-    found: set[int] = set()
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if isinstance(configured, int):
-        found.add(configured)
-    elif configured is not None:
-        found.update(int(t) for t in configured)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    return frozenset(found)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 
-from distill.engine import runner
+from distill.engine import choices, runner
 from distill.engine.graphs import batch_buckets
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
@@ -49,7 +49,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("distill.kernels.paged_attention")
     module.paged_decode, module.varlen_prefill = _decode, _prefill  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "distill.kernels.paged_attention", module)
-    monkeypatch.setattr(runner, "find_spec", lambda name: name)
+    monkeypatch.setattr(choices, "find_spec", lambda name: name)
 
 
 def _engine(model: hf.PreTrainedModel, **limits: object) -> Engine:
