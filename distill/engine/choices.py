@@ -22,8 +22,8 @@ def resolved(config: EngineConfig, device: torch.device, *, is_alone: bool) -> E
     attention = config.attention
     if attention == "auto":
         # before Ada and Hopper no instruction reads fp8
-        readable = on_gpu and (config.kv_dtype != "fp8" or torch.cuda.get_device_capability(device) >= (8, 9))
-        able = readable and config.use_kv_cache
+        readable = config.kv_dtype != "fp8" or (on_gpu and torch.cuda.get_device_capability(device) >= (8, 9))
+        able = on_gpu and config.use_kv_cache and readable
         attention = "triton" if able and find_spec("triton") is not None else "torch"
     elif attention == "triton" and find_spec("triton") is None:
         raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")

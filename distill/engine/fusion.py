@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from distill.engine.attention import attend_by_kernels, packed_attention
 from distill.engine.batch import PackedBatch
 from distill.kernels.fused import rms_norm, rotate_and_store, silu_mul
-from distill.kernels.gemv import MOST_ROWS, gated_gemv, gemv
+from distill.kernels.gemv import gated_gemv, gemv, pays
 from distill.kernels.w4a16 import PackedLinear
 
 
@@ -82,13 +82,13 @@ class Joined:
             if self._packed is not None:
                 return self._packed(normed)
             return torch.cat([linear(normed) for linear in self._linears], -1)
-        if len(x) <= MOST_ROWS:
+        if pays(x):
             return gemv(x, self._weight, self._bias, norm=(norm.weight, norm.variance_epsilon))
         return nn.functional.linear(rms_norm(x, norm.weight, norm.variance_epsilon), self._weight, self._bias)
 
     def gated(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
         """x [T, I] -> silu(first(norm(x))) * second(norm(x)), [T, O]."""
-        if len(x) <= MOST_ROWS and self._weight is not None and self._bias is None:
+        if pays(x) and self._weight is not None and self._bias is None:
             return gated_gemv(x, self._weight, norm=(norm.weight, norm.variance_epsilon))
         return silu_mul(*self(x, norm).chunk(2, dim=-1))
 
@@ -191,7 +191,7 @@ def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
         linear.add_to(hidden, x)
     elif not _is_plain(linear) or linear.bias is not None:
         hidden.add_(linear(x))
-    elif len(x) <= MOST_ROWS:
+    elif pays(hidden):
         gemv(x, linear.weight, out=hidden)  # type: ignore[arg-type]
     else:
         hidden.addmm_(x, linear.weight.t())  # type: ignore[operator]

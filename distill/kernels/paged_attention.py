@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
 
 _TILE = 64  # keys of one step of the inner loop
@@ -51,6 +52,7 @@ def paged_decode(
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
     if arrived is None:
         arrived = torch.zeros(rows * kv_heads, dtype=torch.int32, device=query.device)
+    early = may_begin_early(query.device)
     decode_kernel[(rows, kv_heads, splits)](
         query,
         keys,
@@ -82,8 +84,10 @@ def paged_decode(
         HAS_SOFTCAP=softcap is not None,
         QUANTIZED=scales is not None,
         WIDTH_ON_DEVICE=width is not None,
+        EARLY=early,
         num_warps=_DECODE_WARPS,
         num_stages=_DECODE_STAGES,
+        launch_pdl=early,
     )
     return out
 

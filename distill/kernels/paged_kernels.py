@@ -3,6 +3,7 @@ value is loaded once for all of them; softmax is online, in float32. Launched by
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -126,7 +127,11 @@ def decode_kernel(
     HAS_SOFTCAP: tl.constexpr,
     QUANTIZED: tl.constexpr,
     WIDTH_ON_DEVICE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row).to(tl.int32)
     first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
