@@ -1,0 +1,91 @@
+"""Which heads, neurons and channels a student keeps, and the report of what went with its score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.model.importance import Importance
+from distill.model.structure import Structure
+
+
+@dataclass
+class Report:
+    """What was kept and what went, with the scores it was chosen by; layers are numbered as in the model before.
+
+    `as_json` is the content of importance.json: a section for each kind of part that was cut.
+    """
+
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, what: str, **content: Any) -> None:
+        self.sections[what] = content
+
+    def as_json(self) -> dict[str, Any]:
+        return self.sections
+
+
+def best(scores: Tensor, keep: int) -> list[int]:
+    """The indices of the `keep` largest of (N,) scores, ascending; of equal ones the first."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return sorted(order[:keep].tolist())
+
+
+def best_heads(scores_H: Tensor, keep: int, structure: Structure) -> list[int]:
+    """The query heads that stay. Multi-head: the best. Grouped: as many of each group, the best there, so that query
+    head i still reads KV head i // (queries per KV head)."""
+    if structure.kv_heads == structure.heads:
+        return best(scores_H, keep)
+    groups, size = structure.kv_heads, structure.queries_per_kv_head
+    return [
+        group * size + head
+        for group, scores in enumerate(scores_H.unflatten(0, (groups, size)))
+        for head in best(scores, keep // groups)
+    ]
+
+
+def report_within(
+    scores_LN: Tensor, kept: Sequence[Sequence[int]], layers: Sequence[int], what: str, by: str, report: Report
+) -> None:
+    """Report heads or neurons: of each layer the scores of all, and who stays."""
+    found = []
+    for layer, scores, stays in zip(layers, scores_LN, kept, strict=True):
+        removed = sorted(set(range(len(scores))) - set(stays))
+        found.append({"layer": layer, "kept": list(stays), "removed": removed, "scores": rounded(scores)})
+    report.add(what, by=by, layers=found)
+
+
+def kv_weights(importance: Importance, structure: Structure) -> list[tuple[Tensor, Tensor]]:
+    """Of each layer the weights (K,) of its key heads and of its value heads, for pooling.
+
+    A weighted mean is the point with the least weighted squared distance to the heads of a group, so a head's weight
+    should be what a squared error in it does to the residual stream, summed over the query heads h that read it:
+        values  sum_h E||W_o[:, h] o_h||^2 / E||o_h||^2     the gain from a head's output to the stream
+        keys    sum_h E||q_h||^2 E||W_o[:, h] o_h||^2       a logit's error is q_h . error, and moves that output
+    The formula is ours; with equal energies it is the plain mean.
+    """
+
+    def per_kv_head(values_LH: Tensor) -> Tensor:
+        return values_LH.unflatten(1, (structure.kv_heads, structure.queries_per_kv_head)).sum(-1)
+
+    gains = importance.effects_LH / importance.outputs_LH.clamp_min(torch.finfo(torch.float64).tiny)
+    keys, values = per_kv_head(importance.queries_LH * importance.effects_LH), per_kv_head(gains)
+    return list(zip(keys, values, strict=True))
+
+
+def norm_gains(importance: Importance, keep: Sequence[int]) -> dict[str, float]:
+    """Of each norm of the residual stream sqrt(e D / D'): see `prune_channels`."""
+    index = torch.tensor(list(keep))
+    return {
+        name: float((energy[index].sum() / energy.sum() * len(energy) / len(keep)).sqrt())
+        for name, energy in importance.energy.items()
+    }
+
+
+def rounded(scores: Tensor) -> list[float]:
+    """Six significant digits, as a report needs them."""
+    return [float(f"{value:.6g}") for value in scores.tolist()]
