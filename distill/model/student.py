@@ -111,7 +111,7 @@ def cut_down(
     heads are pooled. The model is used up.
     """
     before = sizes_of(model)
-    require_fitting(student, before)
+    require_fitting(student, before, str(model.config.model_type))
     prune, report = student.prune or Prune(layers_by="spacing"), Report()
     if student.measures:
         masks = [batch.mask for batch in batches]

@@ -54,8 +54,9 @@ def sizes_of(model: PreTrainedModel, parameters: int | None = None) -> Sizes:
     )
 
 
-def require_fitting(student: Student, sizes: Sizes) -> None:
-    """Raise DistillError where the section asks for more than there is, or for heads that make no even groups."""
+def require_fitting(student: Student, sizes: Sizes, kind: str) -> None:
+    """Raise DistillError where the section asks for more than there is, for heads that make no even groups, or for
+    what transformers refuses to load of a `model_type` (a Llama's width must be a multiple of its heads)."""
     for key, wanted, there in (
         ("layers", student.layers, sizes.layers),
         ("heads", student.heads, sizes.heads),
@@ -64,6 +65,12 @@ def require_fitting(student: Student, sizes: Sizes) -> None:
     ):
         if wanted is not None and wanted > there:
             raise DistillError(f"student.{key} is {wanted}, the model has {there}", remedy=f"keep 1 to {there}")
+    heads, hidden = student.heads or sizes.heads, student.hidden_size or sizes.hidden_size
+    if kind == "llama" and hidden % heads and (student.heads, student.hidden_size) != (None, None):
+        raise DistillError(
+            f"a Llama of {hidden} channels and {heads} heads does not load: transformers wants a multiple of the heads",
+            remedy=f"set student.hidden_size to {hidden - hidden % heads}, or another student.heads",
+        )
     if student.heads is None:
         return
     multi_head = sizes.kv_heads == sizes.heads

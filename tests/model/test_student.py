@@ -253,7 +253,9 @@ def test_evenly_spaced_layers() -> None:
         ({"heads": 5, "prune": Prune()}, "student.heads is 5, the model has 4"),
         ({"intermediate_size": 21, "prune": Prune()}, "student.intermediate_size is 21, the model has 20"),
         ({"hidden_size": 33, "prune": Prune()}, "student.hidden_size is 33, the model has 32"),
-        ({"heads": 3, "kv_heads": 2, "prune": Prune()}, "2 KV heads cannot share them evenly -> one of 2, 4,"),
+        ({"heads": 3, "prune": Prune()}, "Llama of 32 channels and 3 heads does not load"),
+        ({"hidden_size": 30, "prune": Prune()}, "multiple of the heads -> set student.hidden_size to 28"),
+        ({"heads": 2, "kv_heads": 4, "prune": Prune()}, "4 KV heads cannot share them evenly -> one of 4,"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
@@ -262,8 +264,10 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path, keys: dict[str, Any
 
 
 def test_grouped_heads_go_evenly(tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match="student.heads is 3, and 2 KV heads cannot share them evenly"):
-        cut(tiny.model(kv_heads=2), tmp_path, heads=3, prune=Prune())
+    with pytest.raises(
+        DistillError, match="student.heads is 3, and 2 KV heads cannot share them evenly -> one of 2, 4"
+    ):
+        cut(tiny.model("qwen2", kv_heads=2), tmp_path, heads=3, prune=Prune())
 
 
 def test_measuring_needs_rows_and_a_known_structure(tmp_path: Path) -> None:

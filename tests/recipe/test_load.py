@@ -72,7 +72,7 @@ def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
     """The loss reads the head as a plain matrix, so its adapter would be saved as it was made."""
     text = GOOD.replace("learning_rate: 1e-5", "lora: {target_modules: [q_proj, lm_head]}")
     (problem,) = problems(tmp_path, text)
-    assert problem.startswith("r.yaml:11:36: train.0.lora.target_modules.1: the loss head reads lm_head as a plain")
+    assert problem.startswith("r.yaml:11:37: train.0.lora.target_modules.1: the loss head reads lm_head as a plain")
     load_recipe(write(tmp_path, text.replace(", lm_head", "")))
 
 
