@@ -75,15 +75,15 @@ def inits(teacher: PreTrainedModel, options: argparse.Namespace) -> list[Init]:
             name = f"layers by {layers_by.replace('_', ' ')}" + (", one by one" if iterative else "")
             found.append(Init(name, "depth", Student(**depth, prune=prune)))
     for width_by in ("activation", "contribution"):
-        prune = Prune(layers_by="loss", width_by=width_by)
-        name = f"layers by loss, heads and neurons by {width_by}"
+        name = f"layers by loss, one by one, heads and neurons by {width_by}"
+        prune = Prune(width_by=width_by)
         found.append(Init(name, "width", Student(**wide, prune=prune)))
     narrow = {"model": options.teacher, "hidden_size": equal_channels(teacher, options)}
     found.append(Init("channels by activation", "width", Student(**narrow, prune=Prune())))
     found.append(Init(RANDOM + ", narrow", "width", Student(**wide, prune=Prune()), random=True))
     found.append(Init(RANDOM + ", few KV heads", "kv", Student(**pooled), random=True))
     found.append(Init("KV heads by mean", "kv", Student(**pooled)))
-    weighted = Prune(layers_by="spacing", kv_pooling="weighted")
+    weighted = Prune(kv_pooling="weighted")
     found.append(Init("KV heads weighted", "kv", Student(**pooled, prune=weighted)))
     return found
 

@@ -37,7 +37,7 @@ class Importance:
         channels  |norm(x)_c|, summed over all norms of the residual stream
     and by "contribution" the norm of what the part adds to the residual stream: ||W_o[:, h] o_h|| for a head,
     |a_f| ||W_down[:, f]|| for a neuron. By either a part with score 0 adds nothing on these rows.
-    queries_LH, outputs_LH, effects_LH: means over tokens of ||q_h||^2, ||o_h||^2 and ||W_o[:, h] o_h||^2.
+    queries_LH, effects_LH: means over tokens of ||q_h||^2 and ||W_o[:, h] o_h||^2.
     energy: E x_c^2 (D) of what each norm reads, by the name of its weight.
     """
 
@@ -45,7 +45,6 @@ class Importance:
     neurons_LF: Tensor
     channels_D: Tensor
     queries_LH: Tensor
-    outputs_LH: Tensor
     effects_LH: Tensor
     energy: dict[str, Tensor]
 
@@ -85,7 +84,7 @@ class _Sums:
         self.rows = self.tokens = 0
         self.heads = self._zeros(len(self._layers), structure.heads)
         self.neurons = self._zeros(len(self._layers), structure.ffn)
-        self.queries, self.outputs, self.effects = (self._zeros(len(self._layers), structure.heads) for _ in range(3))
+        self.queries, self.effects = (self._zeros(len(self._layers), structure.heads) for _ in range(2))
         self.channels = {name: self._zeros(structure.hidden) for name in self._norms}
         self.energy = {name: self._zeros(structure.hidden) for name in self._norms}
         self._grams_LHdd = [self._gram(layer.self_attn.o_proj.weight) for layer in self._layers]
@@ -117,7 +116,6 @@ class _Sums:
             neurons_LF=neurons.cpu(),
             channels_D=channels.cpu(),
             queries_LH=(self.queries / self.tokens).cpu(),
-            outputs_LH=(self.outputs / self.tokens).cpu(),
             effects_LH=(self.effects / self.tokens).cpu(),
             energy={name: (total / self.tokens).cpu() for name, total in self.energy.items()},
         )
@@ -145,7 +143,6 @@ class _Sums:
         squares_BTH = outputs.square().sum(-1)
         effects_BTH = torch.einsum("bthd,hde,bthe->bth", outputs, self._grams_LHdd[index], outputs).clamp_min(0)
         self.heads[index] += self._row_squares((effects_BTH if self._contribution else squares_BTH).sqrt())
-        self.outputs[index] += self._total(squares_BTH)
         self.effects[index] += self._total(effects_BTH)
 
     def _query(self, index: int, queries: Tensor) -> None:

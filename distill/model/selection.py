@@ -63,18 +63,15 @@ def kv_weights(importance: Importance, structure: Structure) -> list[tuple[Tenso
     """Of each layer the weights (K,) of its key heads and of its value heads, for pooling.
 
     A weighted mean is the point with the least weighted squared distance to the heads of a group, so a head's weight
-    should be what a squared error in it does to the residual stream, summed over the query heads h that read it:
-        values  sum_h E||W_o[:, h] o_h||^2 / E||o_h||^2     the gain from a head's output to the stream
-        keys    sum_h E||q_h||^2 E||W_o[:, h] o_h||^2       a logit's error is q_h . error, and moves that output
-    The formula is ours; with equal energies it is the plain mean.
+    should be what a squared error in it does, summed over the query heads h that read it:
+        keys    sum_h E||q_h||^2 E||W_o[:, h] o_h||^2
+    for a logit's error is q_h . error, and it moves what head h adds to the residual stream. Values are not weighted: a
+    value's error reaches the stream by the gain of W_o[:, h], which differs little between the heads of a layer, and
+    weights by it did no better than none. The formula is ours; with equal energies it is the plain mean.
     """
-
-    def per_kv_head(values_LH: Tensor) -> Tensor:
-        return values_LH.unflatten(1, (structure.kv_heads, structure.queries_per_kv_head)).sum(-1)
-
-    gains = importance.effects_LH / importance.outputs_LH.clamp_min(torch.finfo(torch.float64).tiny)
-    keys, values = per_kv_head(importance.queries_LH * importance.effects_LH), per_kv_head(gains)
-    return list(zip(keys, values, strict=True))
+    energies_LH = importance.queries_LH * importance.effects_LH
+    keys_LK = energies_LH.unflatten(1, (structure.kv_heads, structure.queries_per_kv_head)).sum(-1)
+    return [(keys, torch.ones_like(keys)) for keys in keys_LK]
 
 
 def norm_gains(importance: Importance, keep: Sequence[int]) -> dict[str, float]:

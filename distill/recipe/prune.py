@@ -13,15 +13,15 @@ from distill.recipe.quantize import Calibration
 class Prune(Section):
     """What a student keeps is measured on calibration rows; without this section layers go by their place alone."""
 
-    layers_by: Literal["block_importance", "loss", "spacing"] = Field(
-        default="block_importance",
-        description="what a layer changes in its input; what the loss loses without it; evenly spaced",
+    layers_by: Literal["loss", "block_importance", "spacing"] = Field(
+        default="loss",
+        description="by the loss without a layer, by what it changes in its input, or evenly spaced",
     )
-    iterative: bool = Field(default=False, description="measure the layers anew after each one that goes")
-    width_by: Literal["activation", "contribution"] = Field(
-        default="activation", description="size of a head's or neuron's output; the same behind its output weights"
+    iterative: bool = Field(default=True, description="measure the layers anew after each one that goes")
+    width_by: Literal["contribution", "activation"] = Field(
+        default="contribution", description="what heads and neurons add to the residual stream, or their own size"
     )
     kv_pooling: Literal["mean", "weighted"] = Field(
-        default="mean", description="key/value heads of a group: their mean, or weighted by what depends on each"
+        default="mean", description="heads of a group: their mean, or keys weighted by what depends on each"
     )
     calibration: Calibration = Calibration()

@@ -95,30 +95,35 @@ def test_weighted_pooling_by_hand() -> None:
 
 
 def test_weights_of_kv_heads_by_hand() -> None:
-    """Two query heads on each of two KV heads: gains 2/1 + 6/2 and 0 + 1/4 for values; 3*2 + 1*6 and 0 + 5*1 for keys.
-
-    A head whose output is always zero has no gain; importance sees it as nothing, not as 0 / 0.
-    """
+    """Two query heads on each of two KV heads: 3 * 2 + 1 * 6 and 9 * 0 + 5 * 1 for keys; values count alike."""
     importance = Importance(
         heads_LH=torch.zeros(1, 4), neurons_LF=torch.zeros(1, 1), channels_D=torch.zeros(1), energy={},
         queries_LH=torch.tensor([[3.0, 1.0, 9.0, 5.0]], dtype=torch.float64),
-        outputs_LH=torch.tensor([[1.0, 2.0, 0.0, 4.0]], dtype=torch.float64),
         effects_LH=torch.tensor([[2.0, 6.0, 0.0, 1.0]], dtype=torch.float64),
     )  # fmt: skip
     ((keys, values),) = kv_weights(importance, Structure(1, 4, 2, 6, 1, 1))
-    assert keys.tolist() == [12.0, 5.0] and values.tolist() == [5.0, 0.25]
+    assert keys.tolist() == [12.0, 5.0] and values.tolist() == [1.0, 1.0]
 
 
-def test_weighted_pooling_errs_less_where_one_head_does_nothing(tmp_path: Path) -> None:
-    """The second head of every pair writes nothing to the stream, so its keys and values should not count."""
-    model = tiny.model("llama")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.unflatten(1, (2, 2, 6))[:, :, 1] = 0
-    before = tiny.logits(model)
-    torch.testing.assert_close(
-        tiny.logits(cut(model, tmp_path, kv_heads=2, prune=Prune(kv_pooling="weighted"))), before, rtol=1e-4, atol=1e-4
-    )
+def test_weighted_pooling_keeps_the_keys_of_the_head_that_counts(tmp_path: Path) -> None:
+    """The second head of every pair writes nothing to the stream and has the first one's values: its keys do not count,
+    and where the plain mean changes the model, the weighted one does not."""
+
+    def made() -> Any:
+        model = tiny.model("llama")
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.unflatten(1, (2, 2, 6))[:, :, 1] = 0
+                for parameter in layer.self_attn.v_proj.parameters():
+                    heads = parameter.unflatten(0, (2, 2, 6))
+                    heads[:, 1] = heads[:, 0].clone()
+        return model
+
+    before = tiny.logits(made())
+    plain = cut(made(), tmp_path / "mean", kv_heads=2)
+    weighted = cut(made(), tmp_path / "weighted", kv_heads=2, prune=Prune(kv_pooling="weighted"))
+    torch.testing.assert_close(tiny.logits(weighted), before, rtol=1e-4, atol=1e-4)
+    assert (tiny.logits(plain) - before).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
