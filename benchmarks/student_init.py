@@ -14,11 +14,12 @@ of whose rows is held out; or `--sampled` rows that the teacher writes.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from distill.quiet import quiet
 from distill.recipe.prune import Prune
 from distill.recipe.teacher import Student
 
-RANDOM, EVEN = "random weights", "layers evenly"
+RANDOM, EVEN, MEAN = "random weights", "layers evenly", "KV heads by mean"
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ def inits(teacher: PreTrainedModel, options: argparse.Namespace) -> list[Init]:
     found.append(Init("channels by activation", "width", Student(**narrow, prune=Prune())))
     found.append(Init(RANDOM + ", narrow", "width", Student(**wide, prune=Prune()), random=True))
     found.append(Init(RANDOM + ", few KV heads", "kv", Student(**pooled), random=True))
-    found.append(Init("KV heads by mean", "kv", Student(**pooled)))
-    weighted = Prune(kv_pooling="weighted")
-    found.append(Init("KV heads weighted", "kv", Student(**pooled, prune=weighted)))
+    found.append(Init(MEAN, "kv", Student(**pooled)))
+    for kv_pooling in ("weighted", "aligned"):
+        prune = Prune(kv_pooling=kv_pooling)
+        found.append(Init(f"KV heads {kv_pooling}", "kv", Student(**pooled, prune=prune)))
     return found
 
 
@@ -109,17 +111,22 @@ def equal_channels(teacher: PreTrainedModel, options: argparse.Namespace) -> int
     return channels - channels % int(teacher.config.num_attention_heads)  # as a Llama's must be
 
 
-def make(init: Init, options: argparse.Namespace, calibration: Sequence[Batch], seed: int) -> tuple[Any, Any]:
-    """The student at its beginning, and the report of what was measured."""
+def make(init: Init, options: argparse.Namespace, calibration: Sequence[Batch]) -> tuple[Any, dict[str, Any]]:
+    """The student at its beginning, and what it is."""
     with tempfile.TemporaryDirectory() as folder:
         source = load_model(options.teacher, dtype="float32")
         made = cut_down(source, init.student, calibration, Path(folder), dtype=torch.float32)
         student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if init.random:
-        torch.manual_seed(seed)
-        student = AutoModelForCausalLM.from_config(student.config, dtype=torch.float32)
     report = {name: content for name, content in made.report.as_json().items() if name == "layers"}
     return student.to(_device()), {"parameters": made.after.parameters, "layers": list(made.layers), **report}
+
+
+def copy_of(student: Any, init: Init, seed: int) -> Any:
+    """To be trained; random weights are others for each seed."""
+    if not init.random:
+        return copy.deepcopy(student)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(student.config, dtype=torch.float32).to(_device())
 
 
 def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, *, rate: float, seed: int) -> None:
@@ -173,50 +180,47 @@ def quality(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespac
     return Quality(kl / count, ce / count)
 
 
-def compare(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    """Make, heal and measure every student; the rows of the table and what else is worth keeping."""
+def compare(options: argparse.Namespace, keep: Callable[[list[Row], dict[str, Any]], None]) -> None:
+    """Make, heal and measure every student; `keep` gets all rows and what else is worth keeping after each of them."""
     teacher: Any = load_model(options.teacher, dtype="float32").to(_device())  # type: ignore[arg-type]
     text = _text(teacher, options)
     calibration = pad_batches(text.train[: options.calibration_rows].tolist(), max_length=options.row_tokens)
-    rows, runs = [], []
     theirs = quality(teacher, teacher, text.held_out, options)
-    rows.append(Row("teacher, cross entropy", theirs.ce, "nats/token"))
+    shapes = {"train": list(text.train.shape), "tune": list(text.tune.shape), "held_out": list(text.held_out.shape)}
+    rows, runs = [Row("teacher, cross entropy", theirs.ce, "nats/token")], []
     for init in inits(teacher, options):
         run = _one(init, teacher, text, calibration, options)
         runs.append(run)
-        kls = [quality_of["kl"] for quality_of in run["after"]]
-        ces = [quality_of["ce"] for quality_of in run["after"]]
+        kls = [each["kl"] for each in run["after"]]
+        ce = statistics.fmean(each["ce"] for each in run["after"])
         label = f"{init.group}: {init.name}"
         rows.append(Row(f"{label}, KL before", run["before"]["kl"], "nats/token"))
         rows.append(Row(f"{label}, KL after", statistics.fmean(kls), "nats/token"))
-        rows.append(Row(f"{label}, cross entropy after", statistics.fmean(ces), "nats/token"))
+        rows.append(Row(f"{label}, cross entropy after", ce, "nats/token"))
         print(
-            f"{label:<60} {run['parameters']:>11,}  KL {run['before']['kl']:7.4f} -> {statistics.fmean(kls):.4f}"
-            f" ({min(kls):.4f}..{max(kls):.4f})  CE {statistics.fmean(ces):.4f}  rate {run['rate']:g}",
+            f"{label:<72} {run['parameters']:>11,}  KL {run['before']['kl']:7.4f} -> {statistics.fmean(kls):.4f}"
+            f" ({min(kls):.4f}..{max(kls):.4f})  CE {ce:.4f}  rate {run['rate']:g}",
             flush=True,
         )
-    rows += verdicts(runs)
-    shapes = {"train": list(text.train.shape), "tune": list(text.tune.shape), "held_out": list(text.held_out.shape)}
-    return rows, {"text": {"of": text.of, **shapes}, "teacher": vars(theirs), "runs": runs}
+        keep(rows + verdicts(runs), {"text": {"of": text.of, **shapes}, "teacher": vars(theirs), "runs": runs})
 
 
 def _one(init: Init, teacher: Any, text: Text, calibration: Sequence[Batch], options: argparse.Namespace) -> Any:
     """One way to begin: its quality before any step, and after, at its best rate, with every seed."""
     started = time.monotonic()
-    student, about = make(init, options, calibration, seed=0)
-    before = quality(student, teacher, text.held_out, options)
-    tuned, healed = {}, {}
-    for rate in options.rates:
-        student, _ = make(init, options, calibration, seed=0)
-        heal(student, teacher, text.train, options, rate=rate, seed=0)
-        tuned[rate] = quality(student, teacher, text.tune, options).kl
-        healed[rate] = student
+    student, about = make(init, options, calibration)
+    before = quality(copy_of(student, init, 0), teacher, text.held_out, options)
+
+    def healed(rate: float, seed: int) -> Any:
+        model = copy_of(student, init, seed)
+        heal(model, teacher, text.train, options, rate=rate, seed=seed)
+        return model
+
+    trained = {rate: healed(rate, 0) for rate in options.rates}
+    tuned = {rate: quality(model, teacher, text.tune, options).kl for rate, model in trained.items()}
     best = min(tuned, key=lambda rate: tuned[rate])
-    after = [quality(healed[best], teacher, text.held_out, options)]
-    for seed in range(1, options.seeds):
-        student, _ = make(init, options, calibration, seed=seed)
-        heal(student, teacher, text.train, options, rate=best, seed=seed)
-        after.append(quality(student, teacher, text.held_out, options))
+    after = [quality(trained[best], teacher, text.held_out, options)]
+    after += [quality(healed(best, seed), teacher, text.held_out, options) for seed in range(1, options.seeds)]
     return {
         "name": init.name,
         "group": init.group,
@@ -230,16 +234,15 @@ def _one(init: Init, teacher: Any, text: Text, calibration: Sequence[Batch], opt
 
 
 def verdicts(runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """KL after healing of each beside that of even layers, or of the plain mean, as ratios over the same seeds."""
+    """KL after healing of each beside that of even layers, or of the plain mean, as mean ratios over the same seeds."""
     rows = []
     by_name = {run["name"]: run for run in runs}
     for run in runs:
-        peer = by_name["KV heads by mean" if run["group"] == "kv" else EVEN]
-        if run is peer:
+        peer = by_name.get(MEAN if run["group"] == "kv" else EVEN)
+        if peer is None or run is peer:
             continue
         ratios = [mine["kl"] / other["kl"] for mine, other in zip(run["after"], peer["after"], strict=True)]
-        ours = statistics.fmean(each["kl"] for each in run["after"])
-        theirs = statistics.fmean(each["kl"] for each in peer["after"])
+        ours, theirs = (statistics.fmean(each["kl"] for each in each_run["after"]) for each_run in (run, peer))
         name = f"{run['group']}: {run['name']}, KL after, beside {peer['name']}"
         rows.append(Row(name, ours, "nats/token", peer=theirs, ratio=statistics.fmean(ratios)))
     return rows
@@ -295,12 +298,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print it."""
     options = _options(arguments)
+    command = "python -m benchmarks.student_init " + " ".join(arguments or sys.argv[1:])
+
+    def keep(rows: list[Row], details: dict[str, Any]) -> None:
+        if options.json:
+            write_json(options.json, envelope(what="how a student begins", command=command, rows=rows, details=details))
+
     with quiet():
-        rows, details = compare(options)
-    if options.json:
-        command = "python -m benchmarks.student_init " + " ".join(arguments or sys.argv[1:])
-        details["options"] = {name: str(value) for name, value in vars(options).items()}
-        write_json(options.json, envelope(what="how a student begins", command=command, rows=rows, details=details))
+        compare(options, keep)
     return 0
 
 

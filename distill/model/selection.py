@@ -69,9 +69,14 @@ def kv_weights(importance: Importance, structure: Structure) -> list[tuple[Tenso
     value's error reaches the stream by the gain of W_o[:, h], which differs little between the heads of a layer, and
     weights by it did no better than none. The formula is ours; with equal energies it is the plain mean.
     """
-    energies_LH = importance.queries_LH * importance.effects_LH
-    keys_LK = energies_LH.unflatten(1, (structure.kv_heads, structure.queries_per_kv_head)).sum(-1)
+    layers = zip(importance.queries_LH, importance.effects_LH, strict=True)
+    keys_LK = [kv_weights_of_layer(queries, effects, structure) for queries, effects in layers]
     return [(keys, torch.ones_like(keys)) for keys in keys_LK]
+
+
+def kv_weights_of_layer(queries_H: Tensor, effects_H: Tensor, structure: Structure) -> Tensor:
+    """(K,): the weights of a layer's key heads, see `kv_weights`."""
+    return (queries_H * effects_H).unflatten(0, (structure.kv_heads, structure.queries_per_kv_head)).sum(-1)
 
 
 def norm_gains(importance: Importance, keep: Sequence[int]) -> dict[str, float]:

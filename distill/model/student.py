@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import CheckpointError, DistillError
+from distill.model.alignment import measure_heads
 from distill.model.calibration import Batch
 from distill.model.cuts import prune_layers
 from distill.model.depth import choose_layers, evenly_spaced
@@ -121,16 +122,18 @@ def cut_down(
         keep = evenly_spaced(before.layers, wanted)
     else:
         keep = choose_layers(model, wanted, prune, batches, report, progress)
-    importance = structure = None
+    importance = structure = moments = None
     if student.measures_width:
         structure = structure_of(model)
         with without(model, set(range(before.layers)) - set(keep)):
             importance = measure(model, batches, prune.width_by, progress)
+            if student.kv_heads not in (None, before.kv_heads) and prune.kv_pooling == "aligned":
+                moments = measure_heads(model, batches, student.kv_heads, progress)
     if model.dtype != (dtype or model.dtype) or model.device.type != "cpu":
         model.to(device="cpu", dtype=dtype or model.dtype)  # type: ignore[call-arg]
     state, config = prune_layers(model.state_dict(), keep), model.config
     if importance is not None and structure is not None:
-        state = cut_width(state, config, student, importance, structure, keep, report)
+        state = cut_width(state, config, student, importance, structure, keep, report, moments)
     elif student.kv_heads not in (None, before.kv_heads):
         state = pool_kv_heads(state, kv_heads_before=before.kv_heads, kv_heads=student.kv_heads)
         config.num_key_value_heads = student.kv_heads

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.errors import CheckpointError, DistillError
+from distill.model.alignment import HeadMoments, pool_aligned
 from distill.model.cuts import State, prune_channels, prune_heads, prune_neurons
 from distill.model.importance import Importance
 from distill.model.pooling import group_shares, pool_kv_heads
@@ -91,26 +92,30 @@ def cut_width(
     structure: Structure,
     layers: Sequence[int],
     report: Report,
+    moments: Sequence[HeadMoments] | None = None,
 ) -> State:
     """The state dict with what the section asks, and the config changed to match.
 
     `importance` is of the model of the layers that `state` has; `layers` are their numbers in the model before.
-    Multi-head attention loses whole heads, keys and values included, and is pooled then. Grouped attention is pooled
-    first and then loses as many query heads of each group.
+    Multi-head attention loses whole heads, keys and values included, and is pooled then. Grouped attention, and any
+    that is pooled by alignment (`moments`), is pooled first and then loses as many query heads of each group.
     """
     assert student.prune is not None
-    multi_head = structure.kv_heads == structure.heads
     weights = kv_weights(importance, structure) if student.prune.kv_pooling == "weighted" else None
-    if student.heads is not None and multi_head:
+    whole_heads = structure.kv_heads == structure.heads and moments is None
+    if student.heads is not None and whole_heads:
         kept = [best(scores, student.heads) for scores in importance.heads_LH]
         state = prune_heads(state, kept, heads=structure.heads, with_key_value=True)
         report_within(importance.heads_LH, kept, layers, "heads", student.prune.width_by, report)
         structure = replace(structure, heads=student.heads, kv_heads=student.heads)
         if weights is not None:
             weights = [(keys[stay], values[stay]) for (keys, values), stay in zip(weights, kept, strict=True)]
-    if student.kv_heads not in (None, structure.kv_heads):
+    if moments is not None and student.kv_heads is not None:
+        state = pool_aligned(state, moments, importance.queries_LH, importance.effects_LH, structure, student.kv_heads)
+        structure = replace(structure, kv_heads=student.kv_heads)
+    elif student.kv_heads not in (None, structure.kv_heads):
         state, structure = _pooled(state, structure, student.kv_heads, weights, layers, report)
-    if student.heads is not None and not multi_head:
+    if student.heads is not None and not whole_heads:
         kept = [best_heads(scores, student.heads, structure) for scores in importance.heads_LH]
         state = prune_heads(state, kept, heads=structure.heads, with_key_value=False)
         report_within(importance.heads_LH, kept, layers, "heads", student.prune.width_by, report)

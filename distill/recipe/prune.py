@@ -21,7 +21,7 @@ class Prune(Section):
     width_by: Literal["contribution", "activation"] = Field(
         default="contribution", description="what heads and neurons add to the residual stream, or their own size"
     )
-    kv_pooling: Literal["mean", "weighted"] = Field(
-        default="mean", description="heads of a group: their mean, or keys weighted by what depends on each"
+    kv_pooling: Literal["aligned", "weighted", "mean"] = Field(
+        default="aligned", description="heads of a group: turned towards each other first, keys weighted, or their mean"
     )
     calibration: Calibration = Calibration()

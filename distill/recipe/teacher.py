@@ -156,7 +156,7 @@ class Student(Section):
         if self.prune is None:
             return False
         narrower = (self.heads, self.intermediate_size, self.hidden_size) != (None, None, None)
-        return narrower or (self.kv_heads is not None and self.prune.kv_pooling == "weighted")
+        return narrower or (self.kv_heads is not None and self.prune.kv_pooling != "mean")
 
     @property
     def measures(self) -> bool:

@@ -82,7 +82,7 @@ def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
         ("{model: m, heads: 4}", "student.heads: what goes is measured: add student.prune"),
         ("{model: m, heads: 4, kv_heads: 3, prune: {}}", "student.heads: must be a multiple of kv_heads 3"),
         ("{model: m, prune: {}}", "student.prune: nothing is to be measured"),
-        ("{model: m, kv_heads: 2, prune: {}}", "student.prune: nothing is to be measured"),
+        ("{model: m, kv_heads: 2, prune: {kv_pooling: mean}}", "student.prune: nothing is to be measured"),
         (
             "{model: m, layers: 2, prune: {calibration: {data: row}}}",
             "student.prune.calibration.data: no generate job 'row'; did you mean 'rows'?",
