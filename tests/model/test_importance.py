@@ -48,7 +48,7 @@ def change_without(model: Any, module: Any, zero: Callable[[], None], ids: torch
     return float((before - after).norm(dim=-1).mean())
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])  # with biases, and with norms of the queries
 def test_contribution_is_what_removing_the_part_changes(kind: str) -> None:
     """Every head and some neurons removed in turn: root mean square over rows of the mean change of the block."""
     model, batches = tiny.model(kind, layers=2, kv_heads=2), tiny.batches(4)

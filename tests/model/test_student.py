@@ -175,8 +175,7 @@ def test_a_tied_head_stays_tied() -> None:
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("layers_by", ["block_importance", "loss"])
-@pytest.mark.parametrize("iterative", [False, True])
+@pytest.mark.parametrize(("layers_by", "iterative"), [("loss", True), ("block_importance", False)])
 def test_layers_that_do_nothing_go_first(tmp_path: Path, kind: str, layers_by: Any, iterative: bool) -> None:
     """Layers 1 and 3 of five add nothing; the model of the others is the same one, sliding windows included."""
     model = tiny.model(kind, layers=5)
