@@ -26,11 +26,7 @@ def pool_kv_heads(
     group that its own head was in. Exact where the heads of a group are equal. Sums are taken in float32.
     `weights`: of each layer those of its key heads and of its value heads (K,), of any scale; None for equal ones.
     """
-    if kv_heads < 1 or kv_heads_before % kv_heads:
-        divisors = [str(n) for n in range(1, kv_heads_before + 1) if kv_heads_before % n == 0]
-        raise DistillError(
-            f"student.kv_heads is {kv_heads}, the model has {kv_heads_before}", remedy=f"one of {', '.join(divisors)}"
-        )
+    require_even_groups(kv_heads_before, kv_heads)
     pooled = dict(state)
     found = 0
     for name, tensor in state.items():
@@ -51,6 +47,15 @@ def pool_kv_heads(
             "the model has no separate k_proj and v_proj to pool", remedy="leave student.kv_heads out for this model"
         )
     return pooled
+
+
+def require_even_groups(kv_heads_before: int, kv_heads: int) -> None:
+    """Raise DistillError unless the heads make groups of one size."""
+    if kv_heads < 1 or kv_heads_before % kv_heads:
+        divisors = [str(n) for n in range(1, kv_heads_before + 1) if kv_heads_before % n == 0]
+        raise DistillError(
+            f"student.kv_heads is {kv_heads}, the model has {kv_heads_before}", remedy=f"one of {', '.join(divisors)}"
+        )
 
 
 def group_shares(weights_K: Tensor, groups: int) -> Tensor:

@@ -12,7 +12,7 @@ from distill.errors import CheckpointError, DistillError
 from distill.model.alignment import HeadMoments, pool_aligned
 from distill.model.cuts import State, prune_channels, prune_heads, prune_neurons
 from distill.model.importance import Importance
-from distill.model.pooling import group_shares, pool_kv_heads
+from distill.model.pooling import group_shares, pool_kv_heads, require_even_groups
 from distill.model.selection import Report, best, best_heads, kv_weights, norm_gains, report_within, rounded
 from distill.model.structure import Structure, head_size_of
 from distill.recipe.teacher import Student
@@ -72,9 +72,12 @@ def require_fitting(student: Student, sizes: Sizes, kind: str) -> None:
             f"a Llama of {hidden} channels and {heads} heads does not load: transformers wants a multiple of the heads",
             remedy=f"set student.hidden_size to {hidden - hidden % heads}, or another student.heads",
         )
+    multi_head = sizes.kv_heads == sizes.heads
+    pooled_first = not multi_head or (student.prune is not None and student.prune.kv_pooling == "aligned")
+    if student.kv_heads is not None:
+        require_even_groups(sizes.kv_heads if pooled_first else heads, student.kv_heads)
     if student.heads is None:
         return
-    multi_head = sizes.kv_heads == sizes.heads
     kv_heads = student.kv_heads or (student.heads if multi_head else sizes.kv_heads)
     if student.heads % kv_heads:
         fitting = [str(n) for n in range(kv_heads, sizes.heads + 1, kv_heads)]

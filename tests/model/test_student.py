@@ -253,6 +253,7 @@ def test_evenly_spaced_layers() -> None:
     ("keys", "message"),
     [
         ({"kv_heads": 3}, "kv_heads is 3, the model has 4 -> one of 1, 2, 4"),
+        ({"kv_heads": 3, "prune": Prune()}, "kv_heads is 3, the model has 4 -> one of 1, 2, 4"),
         ({"layers": 5}, "student.layers is 5, the model has 3 -> keep 1 to 3"),
         ({"heads": 5, "prune": Prune()}, "student.heads is 5, the model has 4"),
         ({"intermediate_size": 21, "prune": Prune()}, "student.intermediate_size is 21, the model has 20"),
