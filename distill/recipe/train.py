@@ -19,6 +19,14 @@ class Lora(Section):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     merge: bool = True
 
+    def head_problem(self) -> tuple[int, str] | None:
+        """(place in target_modules, problem) where an adapter is asked for that no loss would train."""
+        names = () if self.target_modules == "all-linear" else self.target_modules
+        for index, name in enumerate(names):
+            if name.split(".")[-1] == "lm_head":
+                return index, "the loss head reads lm_head as a plain matrix, an adapter there would learn nothing"
+        return None
+
 
 class EntryCommon(Section):
     """What every training entry has. Batch sizes count rows over all processes."""
