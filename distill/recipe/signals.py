@@ -17,11 +17,21 @@ class FromWeights(Section):
     )
     offload: bool = Field(default=False, description="weights stay in CPU memory and visit the GPU layer by layer")
 
+    @property
+    def moves(self) -> bool:
+        """Whether weights are elsewhere than where they compute."""
+        return self.offload
+
 
 class LiveSignal(FromWeights):
     """The teacher runs beside the student at every step."""
 
     kind: Literal["live"] = "live"
+    shard: bool = Field(default=False, description="each process keeps a share of the teacher's weights (FSDP2)")
+
+    @property
+    def moves(self) -> bool:
+        return self.offload or self.shard
 
 
 class TopKSignal(FromWeights):

@@ -63,6 +63,7 @@ def open_signal(
             trust_remote_code=place.trust_remote_code,
             precision=entry.signal.precision,
             offload=entry.signal.offload,
+            shard=entry.signal.shard,
         )
     assert place.stored is not None, "signals are written before training"
     reader = Reader(place.stored)

@@ -316,6 +316,11 @@ def test_what_a_signal_cannot_give_is_refused_in_the_recipe(world: Path) -> None
     )
     places = [location for location, _, _ in recipe.cross_problems()]
     assert places == [("train", 0, "divergence"), ("train", 1, "temperature")]
+    for elsewhere in ({"offload": True}, {"shard": True}):
+        small = {"kind": "live", "precision": "nf4"}
+        assert not tiny.recipe(world, {**KD, "signal": small}).cross_problems()
+        problems = tiny.recipe(world, {**KD, "signal": {**small, **elsewhere}}).cross_problems()
+        assert [location for location, _, _ in problems] == [("train", 0, "signal")]
     served = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
     without = tiny.recipe(world, {**KD, "name": "a"}, {**KD, "name": "b", "signal": told}, teacher=served)
     assert [location for location, _, _ in without.cross_problems()] == [("train", 0, "objective")]
