@@ -40,6 +40,7 @@ class TopKSignal(FromWeights):
     kind: Literal["top_k"]
     k: int = Field(default=64, ge=1, le=255, description="tokens kept at a position, at most")
     min_probability: float = Field(default=1e-4, ge=0, lt=1, description="less likely ones are left to the tail")
+    step_nats: float = Field(default=0.0625, gt=0, le=2, description="between two log probabilities as they are stored")
     source: Literal["weights", "server", "sidecar"] = Field(
         default="weights", description="server: its prompt log probabilities; sidecar: logprobs.parquet of generate"
     )

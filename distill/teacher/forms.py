@@ -1,11 +1,8 @@
-"""How a row's teacher distributions are written: the likeliest tokens and the rest's mass, or ids drawn from them.
+"""What is known of a row's teacher distributions, and how ids drawn from them are written (top k: `top_k_form`).
 
-Legend: T scored tokens of a row, E entries of all of them, R rows of the vocabulary. Entries stand token after token,
-the likeliest first. All numbers are little-endian; ids take as many bits as R needs.
+Legend: T scored tokens of a row, E entries of all of them, R rows of the vocabulary. Entries stand token after token.
+Numbers are little-endian; ids take as many bits as R needs.
 
-- top k: counts u8[T], tails u16[T], values u8[E], ids. A value v is the probability exp(-24 (v / 255)^2): fine steps
-  for what is likely, coarse ones where an error weighs little. A tail t is the mass exp(-40 t / 65535) of all other
-  rows. When read, the entries are scaled so that they and the tail sum to 1.
 - sampled: counts u8[T], entropies f16[T] (nats), ids, then how often each was drawn, less one.
 """
 
@@ -19,7 +16,6 @@ from numpy.typing import NDArray
 from distill.teacher.bits import pack_bits, packed_bytes, unpack_bits, width_of
 
 MAX_KEPT = 255  # entries of a token
-_VALUE_NATS, _TAIL_NATS = 24.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -31,37 +27,6 @@ class Sparse:
     logprobs_E: NDArray[np.float32]
     log_tail_T: NDArray[np.float32] | None = None
     entropy_T: NDArray[np.float32] | None = None
-
-
-def encode_top_k(found: Sparse, rows: int) -> bytes:
-    """A row's bytes. Its entries are sorted within each token."""
-    assert found.log_tail_T is not None and (len(found.counts_T) == 0 or found.counts_T.max() <= MAX_KEPT)
-    nats = np.clip(-found.logprobs_E.astype(np.float64), 0.0, _VALUE_NATS)
-    values = np.rint(255.0 * np.sqrt(nats / _VALUE_NATS)).astype(np.uint8)
-    tails = np.rint(65535.0 / _TAIL_NATS * np.clip(-found.log_tail_T.astype(np.float64), 0.0, _TAIL_NATS))
-    return b"".join(
-        (
-            found.counts_T.astype(np.uint8).tobytes(),
-            tails.astype("<u2").tobytes(),
-            values.tobytes(),
-            pack_bits(found.ids_E, width_of(rows)),
-        )
-    )
-
-
-def decode_top_k(packed: bytes, tokens: int, entries: int, rows: int) -> Sparse:
-    """What `encode_top_k` was given, as closely as its steps allow."""
-    counts = np.frombuffer(packed, np.uint8, tokens).astype(np.int64)
-    tails = np.frombuffer(packed, "<u2", tokens, offset=tokens)
-    values = np.frombuffer(packed, np.uint8, entries, offset=3 * tokens)
-    ids = unpack_bits(packed[3 * tokens + entries :], entries, width_of(rows))
-    nats = _NATS_OF_VALUE[values]
-    log_tail = (-_TAIL_NATS / 65535.0 * tails).astype(np.float32)
-    token_E = np.repeat(np.arange(tokens), counts)
-    mass = np.bincount(token_E, weights=np.exp(-nats), minlength=tokens)
-    left = -np.expm1(np.minimum(log_tail.astype(np.float64), -1e-9))
-    shift = np.log(left / np.maximum(mass, 1e-30))
-    return Sparse(counts, ids, (shift[token_E] - nats).astype(np.float32), log_tail_T=log_tail)
 
 
 def encode_sampled(found: Sparse, rows: int, draws: int) -> bytes:
@@ -115,6 +80,3 @@ def split(found: Sparse, tokens: list[int]) -> list[Sparse]:
 def _known(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
     assert values is not None, "rows of one form"
     return values
-
-
-_NATS_OF_VALUE = _VALUE_NATS * (np.arange(256) / 255.0) ** 2
