@@ -18,12 +18,16 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from distill.errors import CheckpointError
 from distill.model.load import load_model, load_tokenizer
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.objectives.sparse import SparseTargets
 from distill.recipe.schema import Recipe
 from distill.runs import Run
+from distill.teacher.stored import About, Fingerprint
 from distill.track import read_metrics
 from distill.train.batches import read_sequences
 from distill.train.forward import attach_loss_head
 from distill.train.live import LiveTeacher, shard_weights
+from distill.train.recording import top_k_of
+from distill.train.signals import targets_of
 from tests.train import forks, tiny
 
 OBJECTIVES = (CROSS_ENTROPY, Objective("forward_kl", temperature=2.0), Objective("jsd", ce_weight=0.3))
@@ -53,7 +57,7 @@ def compare(world: Path, tied: bool) -> None:
         assert isinstance(head, DTensor) and head.to_local().shape[0] < head.shape[0]
     rows = read_sequences(load_tokenizer(world / "teacher"), [world / "chats.parquet"], 64)
     teachers = [LiveTeacher(model) for model in (whole[1], sharded[1])]
-    for objective in OBJECTIVES:
+    for objective, is_stored in [*((objective, False) for objective in OBJECTIVES), (Objective("reverse_kl"), True)]:
         losses = []
         for student, teacher, mine in (
             (whole[0], teachers[0], range(8)),
@@ -62,7 +66,8 @@ def compare(world: Path, tied: bool) -> None:
             attach_loss_head(student, objective, 16)
             student.zero_grad()
             batch = tiny.batch_of(rows, mine)
-            output = student(**batch, with_loss_head=True, teacher=teacher(batch) if objective.ce_weight < 1 else None)
+            signal = stored_of(teachers[0], batch) if is_stored else teacher(batch)
+            output = student(**batch, with_loss_head=True, teacher=signal if objective.ce_weight < 1 else None)
             scale = 1 if student is whole[0] else size  # sharding averages gradients over processes
             (output.loss * scale).backward()
             losses.append(output.loss.detach().clone())
@@ -74,6 +79,14 @@ def compare(world: Path, tied: bool) -> None:
             largest = expected.grad.abs().max().item()
             torch.testing.assert_close(whole_gradient, expected.grad, rtol=1e-3, atol=1e-4 * largest, msg=name)
     dist.barrier()
+
+
+def stored_of(teacher: LiveTeacher, batch: dict[str, torch.Tensor]) -> SparseTargets:
+    """The top 20 of each scored token, as a stored signal gives them."""
+    hidden = teacher(batch).hidden[:, :-1][batch["labels"][:, 1:] >= 0]
+    log_p = torch.log_softmax(teacher.head.logits(hidden), -1)
+    about = About("top_k", Fingerprint(log_p.shape[-1], "tokens", "template", "teacher"))
+    return targets_of([top_k_of(log_p, 20, 0.0)], about)
 
 
 @pytest.mark.parametrize("tied", [True, False])
