@@ -1,9 +1,9 @@
 """What is known of a row's teacher distributions, and how ids drawn from them are written (top k: `top_k_form`).
 
 Legend: T scored tokens of a row, E entries of all of them, R rows of the vocabulary. Entries stand token after token.
-Numbers are little-endian; ids take as many bits as R needs.
+Numbers are little-endian.
 
-- sampled: counts u8[T], entropies f16[T] (nats), ids, then how often each was drawn, less one.
+- sampled: counts u8[T], entropies u8[T] (in shares of log R / 255), sets of ids with how often each was drawn, less one (`id_sets`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.teacher.bits import pack_bits, packed_bytes, unpack_bits, width_of
+from distill.teacher.id_sets import pack_sets, unpack_sets
 
 MAX_KEPT = 255  # entries of a token
 
@@ -30,28 +30,27 @@ class Sparse:
 
 
 def encode_sampled(found: Sparse, rows: int, draws: int) -> bytes:
-    """A row's bytes; weights are whole multiples of 1 / draws."""
+    """A row's bytes; weights are whole multiples of 1 / draws. Entropies are for the value alone, and so are coarse."""
     assert found.entropy_T is not None and draws <= MAX_KEPT
     drawn = np.rint(np.exp(found.logprobs_E.astype(np.float64)) * draws).astype(np.int64)
+    order = np.lexsort((found.ids_E, np.repeat(np.arange(len(found.counts_T)), found.counts_T)))
+    shares = np.rint(found.entropy_T.astype(np.float64) * (255.0 / np.log(rows))).clip(0, 255)
     return b"".join(
         (
             found.counts_T.astype(np.uint8).tobytes(),
-            found.entropy_T.astype("<f2").tobytes(),
-            pack_bits(found.ids_E, width_of(rows)),
-            pack_bits(drawn - 1, width_of(draws)),
+            shares.astype(np.uint8).tobytes(),
+            pack_sets(found.ids_E[order], drawn[order] - 1, found.counts_T, rows),
         )
     )
 
 
-def decode_sampled(packed: bytes, tokens: int, entries: int, rows: int, draws: int) -> Sparse:
-    """What `encode_sampled` was given."""
+def decode_sampled(packed: bytes, tokens: int, rows: int, draws: int) -> Sparse:
+    """What `encode_sampled` was given, entropies within their steps; each token's entries by id."""
     counts = np.frombuffer(packed, np.uint8, tokens).astype(np.int64)
-    entropy = np.frombuffer(packed, "<f2", tokens, offset=tokens).astype(np.float32)
-    begin = 3 * tokens
-    end = begin + packed_bytes(entries, width_of(rows))
-    ids = unpack_bits(packed[begin:end], entries, width_of(rows))
-    drawn = unpack_bits(packed[end:], entries, width_of(draws)) + 1
-    return Sparse(counts, ids, np.log(drawn / draws).astype(np.float32), entropy_T=entropy)
+    shares = np.frombuffer(packed, np.uint8, tokens, offset=tokens)
+    entropy = (shares * (np.log(rows) / 255.0)).astype(np.float32)
+    ids, more = unpack_sets(packed[2 * tokens :], counts, rows)
+    return Sparse(counts, ids, np.log((more + 1) / draws).astype(np.float32), entropy_T=entropy)
 
 
 def join(parts: list[Sparse]) -> Sparse:

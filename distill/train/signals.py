@@ -119,7 +119,7 @@ def decode(record: Record, about: About) -> Sparse:
     """A row's entries."""
     rows = about.fingerprint.vocabulary
     if about.form == "sampled":
-        return decode_sampled(record.packed, record.tokens, record.entries, rows, about.draws)
+        return decode_sampled(record.packed, record.tokens, rows, about.draws)
     return decode_top_k(record.packed, record.tokens, rows, about.step_nats)
 
 
