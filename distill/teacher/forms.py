@@ -3,7 +3,8 @@
 Legend: T scored tokens of a row, E entries of all of them, R rows of the vocabulary. Entries stand token after token.
 Numbers are little-endian.
 
-- sampled: counts u8[T], entropies u8[T] (in shares of log R / 255), sets of ids with how often each was drawn, less one (`id_sets`).
+- sampled: counts u8[T], entropies u8[T] (in shares of log R / 255), sets of ids with how often each was drawn, less one
+  (`id_sets`).
 """
 
 from __future__ import annotations
