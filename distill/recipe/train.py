@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill.recipe.base import Section
-from distill.recipe.signals import LiveSignal, Signal, StoredSignal, TopKSignal
+from distill.recipe.signals import FromWeights, LiveSignal, Signal, StoredSignal, TopKSignal
 
 
 class Lora(Section):
@@ -90,6 +90,8 @@ class KdEntry(EntryCommon):
         """(key, problem) where the objective asks of the signal what it cannot give."""
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        if isinstance(self.signal, FromWeights) and self.signal.precision == "nf4" and self.signal.moves:
+            return "signal", "4-bit weights stay where they compute: leave out offload and shard, or nf4"
         told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
         if told and self.temperature != 1.0:
             return "temperature", "servers give distributions at temperature 1 only"
