@@ -21,8 +21,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     tokens, width = x.shape
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
+    early = may_begin_early(x.device)
     rms_norm_kernel[(tokens,)](
-        x, weight, out, eps, x.stride(0), WIDTH=width, BLOCK=block, num_warps=min(16, max(4, block // 512))
+        x,
+        weight,
+        out,
+        eps,
+        x.stride(0),
+        WIDTH=width,
+        BLOCK=block,
+        EARLY=early,
+        num_warps=min(16, max(4, block // 512)),
+        launch_pdl=early,
     )
     return out
 
@@ -32,7 +42,10 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     tokens, width = gate.shape
     out = torch.empty(tokens, width, dtype=gate.dtype, device=gate.device)
     grid = (tokens, triton.cdiv(width, _COLUMNS))
-    silu_mul_kernel[grid](gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, BLOCK=_COLUMNS)
+    early = may_begin_early(gate.device)
+    silu_mul_kernel[grid](
+        gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, BLOCK=_COLUMNS, EARLY=early, launch_pdl=early
+    )
     return out
 
 

@@ -13,8 +13,11 @@ def _rounded(x, like):
 
 
 @triton.jit
-def rms_norm_kernel(x, weight, out, eps, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def rms_norm_kernel(x, weight, out, eps, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """A row a program: out = weight * round(x / sqrt(mean(x^2) + eps))."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -25,8 +28,11 @@ def rms_norm_kernel(x, weight, out, eps, x_row, WIDTH: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def silu_mul_kernel(gate, up, out, gate_row, up_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(gate, up, out, gate_row, up_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """out = round(silu(gate)) * up."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
 from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
 
@@ -32,7 +33,6 @@ class Launch:
     splits: int
     warps: int
     stages: int
-    early: bool = False  # begin while the kernel before still runs (programmatic dependent launch, sm_90 and later)
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def launch_product(
     partial = out
     if how.splits > 1:
         partial = torch.empty(how.splits, rows, form.outputs, dtype=torch.float32, device=x.device)
+    early = may_begin_early(x.device)
     programs = (triton.cdiv(form.slabs, how.slabs), how.splits, triton.cdiv(rows, how.rows))
     assert programs[0] * programs[2] <= arrived.numel()
     product_kernel[programs](
@@ -166,10 +167,10 @@ def launch_product(
         ADDS=add_to is not None,
         HALF_SCALES=form.has_half_scales,
         WHOLE=form.inputs % TILE == 0,
-        EARLY=how.early,
+        EARLY=early,
         FAST=_FAST,
         num_warps=how.warps,
-        launch_pdl=how.early,
+        launch_pdl=early,
     )
     return out
 
