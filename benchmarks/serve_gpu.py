@@ -224,7 +224,8 @@ def main() -> int:
     parser.add_argument("--profile", type=Path, help="a folder for tables of kernels and of host functions")
     options = parser.parse_args()
     hf.logging.set_verbosity_error()
-    report = Report(options.json, "python -m benchmarks.serve_gpu")
+    flags = " --quick" * options.quick + " --alone" * options.alone
+    report = Report(options.json, f"python -m benchmarks.serve_gpu --models {options.models}{flags}")
     report.details["memory bandwidth: of the GPU's data sheet, of a copy"] = [peak_speed(), copy_speed()]
     for name in options.models.split(","):
         report.part(name, lambda name=name: measure_model(report, name, options))
