@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.slow_tests import main
 
 TESTS = """
@@ -39,3 +41,11 @@ def test_every_outcome_is_counted_and_named(tmp_path: Path) -> None:
 def test_a_run_without_tests_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_none.py").write_text("def test_fast(): pass\n")
     assert main([str(tmp_path / "test_none.py"), "--markers", "slow"]) == 1
+
+
+def test_a_run_that_was_interrupted_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    (tmp_path / "test_stopped.py").write_text("def test_right(): pass\n\ndef test_stopped(): raise KeyboardInterrupt\n")
+    with pytest.raises(RuntimeError, match="pytest ended with 2"):
+        main([str(tmp_path / "test_stopped.py"), "--markers", "not slow", "--json", str(path)])
+    assert not path.exists()
