@@ -61,7 +61,7 @@ def packed_attention(
         rows = placement.head_rows(batch.cache, k.shape[0])
         batch.cache.write(layer, rows, new_k.transpose(0, 1), new_v.transpose(0, 1))
     if placement.tables is not None:
-        return _by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
+        return attend_by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
     if not placement.segments:
         return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
     out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
@@ -87,7 +87,7 @@ def attention_by(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def _by_kernels(
+def attend_by_kernels(
     batch: PackedBatch,
     tables: KernelTables,
     layer: int,
@@ -101,17 +101,45 @@ def _by_kernels(
 
     assert batch.cache is not None
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    scales = batch.cache.scales[layer]
     q = query[0].transpose(0, 1)
     parts = []
     if tables.decode is not None:
-        table, lengths = tables.decode
-        single = q[: batch.num_decode]
-        parts.append(paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap))
+        single, (table, lengths) = q[: batch.num_decode], tables.decode
+        parts.append(
+            paged_decode(
+                single,
+                keys,
+                values,
+                table,
+                lengths,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                scales=scales,
+                width=tables.width,
+                arrived=tables.arrived,
+            )
+        )
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill
         rest = q[batch.num_decode :]
-        limits = (starts, lengths, contexts, longest)
-        parts.append(varlen_prefill(rest, keys, values, table, *limits, scale=scale, window=window, softcap=softcap))
+        parts.append(
+            varlen_prefill(
+                rest,
+                keys,
+                values,
+                table,
+                starts,
+                lengths,
+                contexts,
+                longest,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                scales=scales,
+            )
+        )
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from importlib.util import find_spec
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,23 +15,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
 from distill.engine.buffers import StepBuffers
+from distill.engine.choices import eos_ids, resolved
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
-from distill.engine.detokenize import TextTail
+from distill.engine.detokenize import TextTail, context_of
+from distill.engine.graphs import DecodeGraphs
 from distill.engine.kv_cache import PagedKVCache
+from distill.engine.overlap import Launched, Relay, expect_tokens, rewind
 from distill.engine.paging.block_tables import BlockTables
 from distill.engine.paging.blocks import BlockPool
-from distill.engine.paging.groups import group_layers, one_group
-from distill.engine.paging.memory import make_caches
+from distill.engine.paging.memory import make_paging
 from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
-from distill.engine.probe import forward, inspect_model
+from distill.engine.probe import forward, fuse, inspect_model
+from distill.engine.requests import check_request
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
-from distill.engine.speculative.speculation import Draft, Speculation, check_pair
+from distill.engine.speculative.speculation import Draft, Speculation, check_pair, check_place
 from distill.engine.speculative.verify import Verdict
 from distill.engine.types import Completion, EngineConfig, EngineStats, FinishReason, SamplingParams, StepOutput
-from distill.errors import EngineError
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -51,44 +53,37 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._team = team  # the other processes that hold a share of the model
-        self.config = config
         self.device: torch.device = model.device
-        if config.attention == "triton" and find_spec("triton") is None:
-            raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
+        self.config = config = resolved(config, self.device, is_alone=team is None and draft is None)
         structures = [inspect_model(model, compare=config.probe)]
         if draft is not None:
-            if team is not None:
-                raise EngineError("several processes cannot share a draft", remedy="serve without one of the two")
+            check_place(has_team=team is not None, has_cache=config.use_kv_cache)
             check_pair(model, tokenizer, draft)
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
+        kernels = config.attention == "triton" and team is None
+        self._fusion = fuse(model, structure) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self.eos_ids = eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
         self.speculation: Speculation | None = None
+        self.graphs: DecodeGraphs | None = None
         self._prefix: PrefixCache | None = None
         tables: BlockTables | None = None
         if config.use_kv_cache:
-            size, chunk = config.block_size, config.prefill_tokens
-            groups = group_layers(structure.layers, structure.windows, max_length=self.max_model_len)
-            layouts = [(groups, structure.dtype), *((one_group(s.layers), s.dtype) for s in structures[1:])]
-            self.cache, *others = make_caches(layouts, config, self.max_model_len, self.device)
-            count, windows = self.cache.num_blocks, groups.windows
-            self.max_model_len = groups.longest(count, block_size=size, chunk=chunk, limit=self.max_model_len)
-            self.pool = BlockPool(count, num_homes=len(windows))
-            self._prefix = PrefixCache(self.pool, block_size=size, enabled=config.prefix_cache, windows=windows)
-            tables = BlockTables(self.pool, windows, block_size=size, chunk=chunk)
+            paging, *others = make_paging(structures, config, max_length=self.max_model_len, device=self.device)
+            self.cache, self.pool, self._prefix, tables = paging.cache, paging.pool, paging.prefix, paging.tables
+            self.max_model_len = paging.max_length
+            if paging.has_spare_block:
+                limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
+                self.graphs = DecodeGraphs(model, partial(forward, model, fusion=self._fusion), self.cache, **limits)
             if draft is not None:
-                drafter = Drafter(
-                    draft.model, others[0], config, max_length=structures[1].max_length, target_vocab=self.vocab_size
-                )
-                self.speculation = Speculation(
-                    drafter, tables, self._prefix, block_size=size, num_tokens=draft.num_tokens
-                )
-        elif draft is not None:
-            raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
+                longest, vocab = structures[1].max_length, self.vocab_size
+                drafter = Drafter(draft.model, others[0], config, max_length=longest, target_vocab=vocab)
+                limits = {"block_size": config.block_size, "num_tokens": draft.num_tokens}
+                self.speculation = Speculation(drafter, tables, self._prefix, **limits)
         self._scheduler = Scheduler(
             tables,
             self._prefix,
@@ -98,10 +93,18 @@ class Engine:
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
         )
         self._buffers = StepBuffers(self.device)
+        empty = torch.zeros(config.max_batch, dtype=torch.int64, device=self.device)
+        tokens = self.graphs.tokens if self.graphs is not None else empty
+        self._relay = Relay(tokens) if config.overlap else None
+        self._launched: Launched | None = None
+        self._read_at = 0.0  # when the tokens of a launched step were read last
+        self._num_special = 0  # requests whose tokens must be known before the next step
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
         self._grammars = Grammars(tokenizer, vocab_size=self.vocab_size, end_ids=self.eos_ids)
         self.stats = EngineStats()
+        if self.graphs is not None and config.capture_at_start:
+            self.graphs.capture()
 
     @property
     def has_work(self) -> bool:
@@ -132,29 +135,27 @@ class Engine:
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Raise EngineError for a request that can never run; touches no state, any thread may ask."""
-        if not prompt_ids:
-            raise EngineError("the prompt is empty", remedy="send at least one token")
-        longest = self.max_model_len - 1 if params.max_tokens else self.max_model_len + 1
-        if len(prompt_ids) > longest:
-            raise EngineError(
-                f"the prompt has {len(prompt_ids)} tokens; the context of {self.max_model_len} has room for {longest}",
-                remedy="shorten the prompt",
-            )
-        if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
-            raise EngineError(f"a prompt token is outside the vocabulary of {self.vocab_size}")
-        named = [*params.stop_token_ids, *(token for token, _ in params.logit_bias)]
-        if any(not 0 <= token < self.vocab_size for token in named):
-            raise EngineError(f"a token of stop_token_ids or logit_bias is outside the vocabulary of {self.vocab_size}")
-        if params.stop and self.tokenizer is None:
-            raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")
+        limits = {"max_length": self.max_model_len, "vocab_size": self.vocab_size}
+        check_request(prompt_ids, params, **limits, has_tokenizer=self.tokenizer is not None)
 
-    def add(self, request_id: str, prompt_ids: Seq[int], params: SamplingParams, *, stream: bool = False) -> None:
-        """Queue a request. A streamed one reports its text at every step, the others once they are finished."""
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        stream: bool = False,
+        continues: bool = False,
+    ) -> None:
+        """Queue a request. A streamed one reports its text at every step, the others once they are finished. The text
+        is an answer of its own, or with `continues` what comes after the prompt's, its first space included."""
         assert request_id not in self._sequences, f"request {request_id} is already here"
         self.check(prompt_ids, params)
-        tail = None
+        tail, context = None, []
+        if self.tokenizer is not None and continues:
+            context = context_of(self.tokenizer, list(prompt_ids))
         if self.tokenizer is not None and (stream or params.stop):
-            tail = TextTail(self.tokenizer, params.stop)
+            tail = TextTail(self.tokenizer, params.stop, context)
         sequence = Sequence(
             request_id=request_id,
             token_ids=list(prompt_ids),
@@ -165,8 +166,12 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
             stream=stream,
             tail=tail,
+            context_ids=context,
             prompt_logprobs=[None] * len(prompt_ids) if params.prompt_logprobs is not None else [],
         )
+        if self.graphs is not None and not self._sequences:
+            self.graphs.check_weights()
+        self._num_special += not params.is_plain
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -177,31 +182,90 @@ class Engine:
             self._forget(sequence)
 
     def forget_prefixes(self) -> None:
-        """Reuse nothing that was computed up to now. To be called between steps when the model's weights change."""
+        """Reuse nothing that was computed up to now."""
         if self.pool is not None:
             assert not self.has_work, "requests are under way"
             self._forget_blocks()
 
+    def weights_changed(self) -> None:
+        """To be called between requests when the model's weights are others, in place or elsewhere."""
+        self.forget_prefixes()
+        if self.graphs is not None:
+            self.graphs.check_weights()
+
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """Compute one batch: news of streamed requests, completions of finished ones."""
+        """Compute one batch: news of streamed requests, completions of finished ones. With `overlap` those are of the
+        batch before, which was computed meanwhile."""
+        try:
+            if self._relay is not None and not self._num_special:
+                return self._step_ahead(self._relay)
+            before, self._launched = self._launched, None
+            return self._collect(before) + self._step_alone()
+        except BaseException:
+            self._forget_blocks()  # those that this step was to fill can be found already
+            if self._launched is not None:
+                self._launched = None
+                for sequence in self._sequences.values():
+                    rewind(sequence)
+                self._scheduler.restart()
+            raise
+
+    def _step_alone(self) -> list[StepOutput]:
+        """Compute a batch and wait for its tokens."""
         started = time.perf_counter()
         works = self._scheduler.schedule()
         if not works:
             return []
-        try:
-            if self.speculation is not None:
-                works = self.speculation.extend(works, self.stats)
-            self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-            num_decode = sum(work.num_tokens for work in works if work.is_decode or work.num_draft)
-            rows = results.logit_rows(works)
-            if self._team is not None:
-                self._team.lead(works, rows)
-            outputs = self._advance(works, self._forward(works, rows))
-        except BaseException:
-            self._forget_blocks()  # those that this step was to fill can be found already
-            raise
+        if self.speculation is not None:
+            works = self.speculation.extend(works, self.stats)
+        self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
+        num_decode = sum(work.num_tokens for work in works if work.is_decode or work.num_draft)
+        rows = results.logit_rows(works)
+        if self._team is not None:
+            self._team.lead(works, rows)
+        outputs = self._advance(works, self._forward(works, rows))
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
+        return outputs
+
+    def _step_ahead(self, relay: Relay) -> list[StepOutput]:
+        """Launch a batch, then read the tokens of the one before."""
+        works, before = self._scheduler.schedule(), self._launched
+        self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
+        self._launched = self._launch(works, relay) if works else None
+        return self._collect(before)
+
+    def _launch(self, works: list[Work], relay: Relay) -> Launched:
+        """Let the device compute a batch and choose its tokens."""
+        started = time.perf_counter()
+        sampling = [work.sequence for work in works if work.samples]
+        logits, tokens = self._replayed(works), None
+        if logits is None or any(sequence.params.temperature for sequence in sampling):
+            logits = self._computed(works, results.logit_rows(works)) if logits is None else logits
+            tokens = sampler.choose(logits, sampling) if sampling else None
+        launched = relay.send(works, sampling, tokens, started)
+        for work in works:
+            work.sequence.num_computed += work.num_tokens
+        expect_tokens(sampling)
+        return launched
+
+    def _collect(self, launched: Launched | None) -> list[StepOutput]:
+        """Read the tokens of a step that was launched, and append them."""
+        outputs: list[StepOutput] = []
+        for sequence, length, token in launched.read() if launched is not None else []:
+            if self._sequences.get(sequence.request_id) is not sequence:
+                continue  # aborted, or it ended a step ago
+            self.stats.sampled_tokens += 1
+            reason = results.arrive(sequence, length, token)
+            if reason is None and (length + 1) % self.config.block_size == 0 and self._prefix is not None:
+                self._prefix.offer(sequence, 0)  # what the scheduler could not, not knowing the block's last token
+            done = self._finish(sequence, reason) if reason is not None else None
+            if (done is not None or sequence.stream) and (output := results.news(sequence, done)) is not None:
+                outputs.append(output)
+        if launched is not None:
+            now = time.perf_counter()
+            self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
+            self._read_at = now
         return outputs
 
     @torch.inference_mode()
@@ -217,9 +281,20 @@ class Engine:
             self._team.dismiss()
 
     def _forward(self, works: list[Work], rows: list[int]) -> torch.Tensor:
-        """Logits of the tokens `rows` of the packed batch."""
+        """Logits of the tokens `rows` of the packed batch, however they are computed best."""
+        logits = self._replayed(works)
+        return logits if logits is not None else self._computed(works, rows)
+
+    def _replayed(self, works: list[Work]) -> torch.Tensor | None:
+        """The same from a captured graph, where there is one for such a batch: a row a work."""
+        return self.graphs.compute(works) if self.graphs is not None and self.graphs.takes(works) else None
+
+    def _computed(self, works: list[Work], rows: list[int]) -> torch.Tensor:
         batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
-        return forward(self.model, batch, self._buffers.put("rows of logits", np.array(rows, dtype=np.int64)))
+        if self._relay is not None:
+            self._relay.complete(batch, works, self._buffers)
+        places = self._buffers.put("rows of logits", np.array(rows, dtype=np.int64))
+        return forward(self.model, batch, places, self._fusion)
 
     def generate(
         self,
@@ -294,15 +369,13 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> Completion:
         """Free the sequence and make its completion."""
-        self._remove(sequence)
+        del self._sequences[sequence.request_id]
+        self._forget(sequence)
         self.stats.finished += 1
         return results.completion_of(sequence, reason, self.tokenizer)
 
-    def _remove(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.request_id]
-        self._forget(sequence)
-
     def _forget(self, sequence: Sequence) -> None:
+        self._num_special -= not sequence.params.is_plain
         self._scheduler.remove(sequence)
         if self.speculation is not None:
             self.speculation.drop(sequence.request_id)
@@ -315,33 +388,13 @@ class Engine:
 
     def _count(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         stats = self.stats
-        stats.steps += 1
-        stats.decode_tokens += num_decode
-        stats.prefill_tokens += num_prefill
+        stats.add_step(num_decode, num_prefill, seconds)
         stats.preemptions = self._scheduler.num_preemptions
         stats.blocks_used = self.blocks_in_use
         stats.blocks_free = self.num_blocks - stats.blocks_used
         if self.pool is not None and self._prefix is not None:
             stats.cached_tokens = self._prefix.num_found_tokens
-            stats.blocks_cached = self.pool.num_cached
-            stats.block_evictions = self.pool.num_evictions
+            stats.blocks_cached, stats.block_evictions = self.pool.num_cached, self.pool.num_evictions
         if self.speculation is not None:
             stats.draft_blocks_used = self.speculation.drafter.pool.num_used
         stats.buffer_allocations = self._buffers.num_allocations
-        if num_prefill:
-            stats.prefill_seconds += seconds
-        else:
-            stats.decode_seconds += seconds
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """Every token that ends an answer: the generation config's list and the tokenizer's own."""
-    found: set[int] = set()
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if isinstance(configured, int):
-        found.add(configured)
-    elif configured is not None:
-        found.update(int(t) for t in configured)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    return frozenset(found)

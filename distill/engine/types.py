@@ -18,25 +18,35 @@ class EngineConfig:
 
     max_batch: int = 128  # sequences that hold KV blocks at once
     block_size: int = 32  # tokens in a KV block
-    prefill_tokens: int = 512  # prompt tokens computed in one step; longer prompts are split
+    prefill_tokens: int = 0  # prompt tokens computed in one step; longer prompts are split. 0: 512, on a GPU 8,192
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
-    kv_dtype: Literal["auto", "int8"] = "auto"  # int8: half the bytes of 16 bits, and not quite the same text
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"  # int8, fp8: half the bytes of 16 bits, not quite the same text
     num_blocks: int | None = None  # overrides kv_bytes: room for block_size tokens of every layer, so many times
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
-    attention: Literal["torch", "triton"] = "torch"  # triton: kernels for CUDA, not measured on a GPU yet
+    attention: Literal["auto", "torch", "triton"] = "auto"  # triton: kernels for CUDA, taken there where they can be
+    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
+    cuda_graphs: bool = True  # with triton: steps of pure decode are captured and replayed
+    capture_at_start: bool = False  # all batch sizes, instead of each when it comes up
+    overlap: bool | None = None  # launch the next step before the present one's tokens are read; None: on CUDA
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
     probe: bool = True  # compare a packed batch with the model's own forward once, at start
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "block_size", "prefill_tokens", "kv_bytes", "logits_bytes"):
+        for name, least in (
+            ("max_batch", 1),
+            ("block_size", 1),
+            ("prefill_tokens", 0),
+            ("kv_bytes", 1),
+            ("logits_bytes", 1),
+        ):
             value = getattr(self, name)
-            if value < 1:
-                raise EngineError(f"engine: {name} is {value}", remedy="give a number of at least 1")
-        if self.attention == "triton" and (self.kv_dtype != "auto" or not self.use_kv_cache):
-            raise EngineError("engine: attention by Triton needs a KV cache that is not int8", remedy="use torch")
+            if value < least:
+                raise EngineError(f"engine: {name} is {value}", remedy=f"give a number of at least {least}")
+        if self.attention == "triton" and not self.use_kv_cache:
+            raise EngineError("engine: attention by Triton needs a KV cache", remedy="use torch")
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,12 @@ class SamplingParams:
     def fewest_tokens(self) -> int:
         """The least max_tokens: 0 where there is something to do without sampling."""
         return 1 if self.prompt_logprobs is None else 0
+
+    @property
+    def is_plain(self) -> bool:
+        """True where logits, temperature, filters and seed alone decide, and nothing but tokens is asked for."""
+        asks = self.logprobs is not None or self.prompt_logprobs is not None or self.grammar is not None
+        return not (asks or self.has_penalties or self.logit_bias or self.min_tokens)
 
     @property
     def has_penalties(self) -> bool:
@@ -156,6 +172,16 @@ class EngineStats:
     accepted_tokens: int = 0  # guesses that stood
     draft_seconds: float = 0.0  # time of guessing, part of the steps' time
     draft_blocks_used: int = 0  # of the draft's own cache
+
+    def add_step(self, num_decode: int, num_prefill: int, seconds: float) -> None:
+        """Count a step that computed so many tokens of either kind."""
+        self.steps += 1
+        self.decode_tokens += num_decode
+        self.prefill_tokens += num_prefill
+        if num_prefill:
+            self.prefill_seconds += seconds
+        else:
+            self.decode_seconds += seconds
 
     @property
     def acceptance_rate(self) -> float:
