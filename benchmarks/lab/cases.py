@@ -105,8 +105,8 @@ CASES = {
         Case(
             "stories",
             student=Shape(layers=3, hidden=32, heads=4, kv_heads=2, intermediate=88),
-            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
-            steps=150,
+            student_entry={"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
+            steps=300,
             row_tokens=256,
             sampled=1280,
             sample_batch=640,
