@@ -149,12 +149,14 @@ def product_kernel(
     ADDS: tl.constexpr,
     HALF_SCALES: tl.constexpr,
     WHOLE: tl.constexpr,
+    SCALED: tl.constexpr,
     EARLY: tl.constexpr,
     FAST: tl.constexpr,
 ):
     """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the
-    sums of a group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all
-    have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
+    sums of a group, exactly, or (SCALED) each weight, rounded to x's type: then sums go on through all groups, and
+    products of one tile run while the next is unpacked. With several programs along I, `splits`, the last one to
+    arrive adds up what all have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BO: tl.constexpr = SLABS * 16
     WIDTH: tl.constexpr = 128 // PARTS
@@ -180,7 +182,11 @@ def product_kernel(
             weights = _beside(codes, part * (8 // PARTS), 8 // PARTS, BO)
             if HAS_ZERO:
                 weights -= (cell >> 16).to(tl.float32).to(weights.dtype)[:, None]
-            acc += tl.dot(weights, tl.trans(numbers)) * _scale(cell, HALF_SCALES)[:, None]
+            scale = _scale(cell, HALF_SCALES)[:, None]
+            if SCALED:
+                acc = tl.dot((weights * scale.to(weights.dtype)).to(weights.dtype), tl.trans(numbers), acc)
+            else:
+                acc += tl.dot(weights, tl.trans(numbers)) * scale
     valid = (outputs < num_outputs)[:, None] & (rows < num_rows)[None, :]
     where = rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
     if HAS_SPLITS:
