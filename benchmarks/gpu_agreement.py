@@ -1,7 +1,8 @@
-"""How often greedy 16-bit tokens are those of transformers, beside how often transformers agrees with itself."""
+"""How often greedy 16-bit tokens are those of transformers, and how often either's are those of float32."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 
@@ -13,23 +14,30 @@ from distill.engine.types import SamplingParams
 
 _PROMPT = 64
 _NEW = 16
+_BATCH = 256
 
 
-def agreement(engine: Engine, model: hf.PreTrainedModel, count: int) -> dict[str, dict[str, float]]:
+def agreement(engine: Engine, model: hf.PreTrainedModel, count: int, exact: int) -> dict[str, dict[str, float]]:
     """Of `count` prompts: the share whose first token, and whose all tokens are the same, and the mean length of the
-    common beginning. Sums in another order round otherwise, so two batch sizes of transformers differ as well."""
+    common beginning. Both round in 16 bits, each in its own places; how far either then is from the tokens of the same
+    weights in float32 (the first `exact` prompts) says what is noise."""
     rng = random.Random(2)
     prompts = [[rng.randrange(1000, 150_000) for _ in range(_PROMPT)] for _ in range(count)]
     found = engine.generate(prompts, SamplingParams(max_tokens=_NEW, ignore_eos=True))
-    ours = [completion.token_ids for completion in found]
-    large, small = (_generate(model, prompts, batch) for batch in (256, 192))
-    return {"engine and transformers": _compare(ours, large), "transformers at two batch sizes": _compare(small, large)}
+    ours, theirs = [completion.token_ids for completion in found], _generate(model, prompts)
+    result = {"engine and transformers": _compare(ours, theirs)}
+    wide = copy.deepcopy(model).float()
+    truth = _generate(wide, prompts[:exact])
+    del wide
+    result["engine and float32"] = _compare(ours[:exact], truth)
+    result["transformers and float32"] = _compare(theirs[:exact], truth)
+    return result
 
 
-def _generate(model: hf.PreTrainedModel, prompts: list[list[int]], batch: int) -> list[tuple[int, ...]]:
+def _generate(model: hf.PreTrainedModel, prompts: list[list[int]]) -> list[tuple[int, ...]]:
     rows: list[tuple[int, ...]] = []
-    for start in range(0, len(prompts), batch):
-        ids = torch.tensor(prompts[start : start + batch], device="cuda")
+    for start in range(0, len(prompts), _BATCH):
+        ids = torch.tensor(prompts[start : start + _BATCH], device="cuda")
         mask = torch.ones_like(ids)
         out = model.generate(ids, attention_mask=mask, max_new_tokens=_NEW, do_sample=False, pad_token_id=0)
         rows += [tuple(row[_PROMPT:].tolist()) for row in out]

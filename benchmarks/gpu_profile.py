@@ -22,10 +22,10 @@ _STEPS = 8
 
 
 def profile_engine(engine: Engine, report: Report, name: str, folder: Path) -> None:
-    """Kernels of a few decode steps at batch 1, 64 and 256, and the host functions of a run at batch 64."""
+    """Kernels of a few decode steps at batch 1 and 64, and the host functions of a run at batch 64."""
     folder.mkdir(parents=True, exist_ok=True)
     layers = len(engine.cache.keys) if engine.cache is not None else 1
-    for rows in (1, 64, 256):
+    for rows in (1, 64):
         kernels, times = _kernels(engine, rows)
         launches = sum(kernels.values()) / _STEPS
         seconds = sum(times.values()) / _STEPS / 1e6

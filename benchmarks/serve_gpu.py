@@ -168,11 +168,11 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
 
     def one(load: Load) -> None:
         engine.generate([p[:64] for p in load.prompts], SamplingParams(max_tokens=2, ignore_eos=True))
-        speed, tokens, parts = timed(engine, load, 2)
         count = len(load.prompts)
+        speed, tokens, parts = timed(engine, load, 1 if count > 8 and weight_bytes > 4 << 30 else 2)
         bar, goal = BARS.get((name, count), (None, None)) if not options.quick else (None, None)
         peer, own = None, None
-        if has_peer and count <= 64:
+        if has_peer and count in (1, 64):
             peer, own = by_generate(model, load, 16)
         ratio = None if peer is None else speed / peer
         ok = None if bar is None else speed >= bar
@@ -194,7 +194,8 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         report.part(f"{name} {load.name}", lambda load=load: one(load))
 
     def agree() -> None:
-        found = agreement(engine, model, 100 if options.quick else 1000)
+        large = weight_bytes > 4 << 30
+        found = agreement(engine, model, 100 if options.quick else 1000, 64 if large or options.quick else 1000)
         report.details[f"{name}: greedy tokens in {str(model.dtype).removeprefix('torch.')}"] = found
         print(found, flush=True)
 

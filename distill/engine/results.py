@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.engine import sampler
 from distill.engine.batch import Work
-from distill.engine.detokenize import decode
+from distill.engine.detokenize import decode_after
 from distill.engine.sequence import Sequence
 from distill.engine.types import Completion, FinishReason, StepOutput
 
@@ -101,7 +101,7 @@ def completion_of(sequence: Sequence, reason: FinishReason, tokenizer: PreTraine
         text = sequence.tail.text
     elif tokenizer is not None and output_ids:
         ends = reason == "stop" and output_ids[-1] in sequence.stop_ids
-        text = decode(tokenizer, output_ids[:-1] if ends else output_ids)
+        text = decode_after(tokenizer, sequence.context_ids, output_ids[:-1] if ends else output_ids)
     else:
         text = ""
     params = sequence.params

@@ -17,7 +17,7 @@ from distill.engine.batch import Work, pack
 from distill.engine.buffers import StepBuffers
 from distill.engine.choices import eos_ids, resolved
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
-from distill.engine.detokenize import TextTail
+from distill.engine.detokenize import TextTail, context_of
 from distill.engine.graphs import DecodeGraphs
 from distill.engine.kv_cache import PagedKVCache
 from distill.engine.overlap import Launched, Relay, expect_tokens, rewind
@@ -144,13 +144,24 @@ class Engine:
         if params.stop and self.tokenizer is None:
             raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")
 
-    def add(self, request_id: str, prompt_ids: Seq[int], params: SamplingParams, *, stream: bool = False) -> None:
-        """Queue a request. A streamed one reports its text at every step, the others once they are finished."""
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        stream: bool = False,
+        continues: bool = False,
+    ) -> None:
+        """Queue a request. A streamed one reports its text at every step, the others once they are finished. The text
+        is an answer of its own, or with `continues` what comes after the prompt's, its first space included."""
         assert request_id not in self._sequences, f"request {request_id} is already here"
         self.check(prompt_ids, params)
-        tail = None
+        tail, context = None, []
+        if self.tokenizer is not None and continues:
+            context = context_of(self.tokenizer, list(prompt_ids))
         if self.tokenizer is not None and (stream or params.stop):
-            tail = TextTail(self.tokenizer, params.stop)
+            tail = TextTail(self.tokenizer, params.stop, context)
         sequence = Sequence(
             request_id=request_id,
             token_ids=list(prompt_ids),
@@ -161,6 +172,7 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
             stream=stream,
             tail=tail,
+            context_ids=context,
             prompt_logprobs=[None] * len(prompt_ids) if params.prompt_logprobs is not None else [],
         )
         if self.graphs is not None and not self._sequences:

@@ -27,6 +27,7 @@ class Sequence:
     stop_ids: frozenset[int]
     stream: bool = False
     tail: TextTail | None = None  # only where text is needed token by token
+    context_ids: list[int] = field(default_factory=list)  # of the prompt, where the text goes on from it
     num_computed: int = 0
     num_shared: int = 0
     num_unknown: int = 0  # tokens at its end that are PENDING: a step under way samples them

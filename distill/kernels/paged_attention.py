@@ -15,13 +15,15 @@ import triton
 from distill.kernels.early import may_begin_early
 from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
 
-_TILE = 64  # keys of one step of the inner loop
+_TILE = 64  # keys of one step of the inner loop of prefill
 _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
-_DECODE_WARPS, _DECODE_STAGES = 4, 3
+_NARROW = (64, 2, 2)  # keys of a step of decode, warps and stages, where heads are of up to 64 numbers
+_WIDE = (64, 4, 3)
 _PROGRAMS = 1024  # that decode is split into, where a batch has fewer (sequence, KV head) pairs: several for each SM
 _FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
 _MOST_SPLITS = 128
+_LONG = 1024  # tokens that one program reads at least, where there are programs enough
 
 
 def paged_decode(
@@ -46,7 +48,8 @@ def paged_decode(
     kv_heads, size, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
     longest = tables.numel() // (rows if width is None else 1) * size
-    splits = num_splits(rows, kv_heads, longest if window is None else min(window, longest))
+    tile, warps, stages = _NARROW if dim <= 64 else _WIDE
+    splits, least_tiles = plan_splits(rows * kv_heads, longest if window is None else min(window, longest), tile)
     partial = torch.empty(rows, kv_heads, splits, group, value_dim, dtype=torch.float32, device=query.device)
     stats = torch.empty(rows, kv_heads, splits, 2, group, dtype=torch.float32, device=query.device)
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
@@ -70,6 +73,8 @@ def paged_decode(
         query.stride(0),
         query.stride(1),
         tables.stride(0) if width is None else width,
+        splits,
+        least_tiles,
         KV_HEADS=kv_heads,
         GROUP=group,
         ROWS=max(_SMALLEST_DOT, triton.next_power_of_2(group)),
@@ -78,25 +83,25 @@ def paged_decode(
         VALUE_DIM=value_dim,
         VALUE_PAD=max(_SMALLEST_DOT, triton.next_power_of_2(value_dim)),
         SIZE=size,
-        TILE=_TILE,
-        SPLITS=splits,
+        TILE=tile,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         QUANTIZED=scales is not None,
         WIDTH_ON_DEVICE=width is not None,
         EARLY=early,
-        num_warps=_DECODE_WARPS,
-        num_stages=_DECODE_STAGES,
+        num_warps=warps,
+        num_stages=stages,
         launch_pdl=early,
     )
     return out
 
 
-def num_splits(rows: int, kv_heads: int, longest: int) -> int:
-    """Programs for each of B sequences and K KV heads of at most so many tokens; those without tokens end at once. A
-    power of two, as each number is compiled for itself."""
-    wanted = max(_FEWEST_SPLITS, _PROGRAMS // (rows * kv_heads))
-    return 1 << (min(wanted, _MOST_SPLITS, triton.cdiv(longest, _TILE)).bit_length() - 1)
+def plan_splits(pairs: int, longest: int, tile: int) -> tuple[int, int]:
+    """Programs for each of so many (sequence, KV head) pairs of at most so many tokens, and the tiles of keys that each
+    reads at least. Those without tokens end at once."""
+    wanted = max(1, _PROGRAMS // pairs)
+    splits = min(max(wanted, _FEWEST_SPLITS), _MOST_SPLITS, triton.cdiv(longest, tile))
+    return splits, 1 if wanted >= _FEWEST_SPLITS else _LONG // wanted // tile
 
 
 def varlen_prefill(

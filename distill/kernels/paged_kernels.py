@@ -51,16 +51,6 @@ def _online(scores, v, factor, largest, total, sums):
 
 
 @triton.jit
-def _span(length, window, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr):
-    """The first token that is seen, and how many tokens each split takes: whole tiles, so that a short sequence fills
-    few splits."""
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(length - window, 0)
-    return first, tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
-
-
-@triton.jit
 def _merged(
     partial,
     stats,
@@ -94,7 +84,7 @@ def _merged(
     return sums / total[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "least_tiles"])
 def decode_kernel(
     query,
     keys,
@@ -113,6 +103,8 @@ def decode_kernel(
     query_row,
     query_head,
     table_row,
+    splits,
+    least_tiles,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -122,7 +114,6 @@ def decode_kernel(
     VALUE_PAD: tl.constexpr,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     QUANTIZED: tl.constexpr,
@@ -134,7 +125,10 @@ def decode_kernel(
         gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row).to(tl.int32)
-    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(length - window, 0)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length - first, TILE), splits), least_tiles) * TILE
     begin = first + split * share
     if begin >= length:
         return
@@ -155,12 +149,12 @@ def decode_kernel(
         positions = start + tl.arange(0, TILE)
         inside = positions < end
         rows = _cache_rows(tables + row * table_width, positions, inside, head, KV_HEADS, SIZE)
-        k, factor = _load_rows(keys, key_scales, rows, inside, DIM, DIM_PAD, QUANTIZED, q.dtype)
-        scores = _scores(q, k, scale * factor, softcap, HAS_SOFTCAP)
+        k, key_factor = _load_rows(keys, key_scales, rows, inside, DIM, DIM_PAD, QUANTIZED, q.dtype)
+        v, value_factor = _load_rows(values, value_scales, rows, inside, VALUE_DIM, VALUE_PAD, QUANTIZED, q.dtype)
+        scores = _scores(q, k, scale * key_factor, softcap, HAS_SOFTCAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        v, factor = _load_rows(values, value_scales, rows, inside, VALUE_DIM, VALUE_PAD, QUANTIZED, q.dtype)
-        largest, total, sums = _online(scores, v, factor, largest, total, sums)
-    place = (row * KV_HEADS + head) * SPLITS + split
+        largest, total, sums = _online(scores, v, value_factor, largest, total, sums)
+    place = (row * KV_HEADS + head) * splits + split
     width = tl.arange(0, VALUE_PAD)
     places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
     mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]

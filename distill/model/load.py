@@ -60,7 +60,7 @@ def load_model(
     if quantized == "bitsandbytes":
         _hush_int8()
     elif quantized and packed and has_packable(Path(path)):
-        exact = wanted if isinstance(wanted, torch.dtype) else _stored_dtype(path, trust_remote_code)
+        exact = wanted if isinstance(wanted, torch.dtype) else stored_dtype(path, trust_remote_code)
         files = _weight_files(Path(path))
         model = load_packed(Path(path), files, dtype=exact, device=place, trust_remote_code=trust_remote_code)
         if model is not None:
@@ -203,11 +203,11 @@ def _dtype(path: str | Path, dtype: DtypeName, place: str, trust: bool) -> torch
         found = getattr(torch, dtype)
         assert isinstance(found, torch.dtype)
         return found
-    half = dtype == "auto" and not has_fast_bfloat16(place) and _stored_dtype(path, trust) in _HALVES
+    half = dtype == "auto" and not has_fast_bfloat16(place) and stored_dtype(path, trust) in _HALVES
     return torch.float32 if half else "auto"
 
 
-def _stored_dtype(path: str | Path, trust: bool) -> torch.dtype:
+def stored_dtype(path: str | Path, trust: bool) -> torch.dtype:
     """That of the weights, as config.json says; float32 where it says nothing."""
     with _quiet_transformers():
         try:

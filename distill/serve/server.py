@@ -110,6 +110,7 @@ def engine_config(settings: Serve) -> EngineConfig:
         block_size=settings.block_size,
         prefill_tokens=settings.prefill_tokens if "prefill_tokens" in settings.model_fields_set else 0,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
+        kv_dtype=settings.kv_dtype,
     )
 
 

@@ -10,6 +10,8 @@ import torch
 from distill.engine.kv_cache import LayerShape, PagedKVCache, quantize_rows
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
+from distill.recipe.schema import Serve
+from distill.serve.server import engine_config
 from tests.engine.models import tiny_model
 from tests.engine.test_prefix import _tree
 
@@ -111,3 +113,10 @@ def test_text_does_not_depend_on_batch_chunks_and_reuse(name: str, kind: Literal
         if own is not None and other is not None
     ]
     assert 0 < sum(difference) / len(difference) < {"int8": 0.05, "fp8": 0.2}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_the_serve_section_asks_for_it(kind: Literal["int8", "fp8"]) -> None:
+    assert engine_config(Serve()).kv_dtype == "auto"
+    engine = Engine(tiny_model("llama-gqa"), None, engine_config(Serve(kv_dtype=kind, kv_gib=0.001)))
+    assert engine.cache is not None and engine.cache.is_quantized

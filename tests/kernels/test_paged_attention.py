@@ -16,14 +16,15 @@ from distill.engine.kv_cache import quantize_rows
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.kernels.reference import paged_reference
-from tests.engine.models import tiny_model
+from tests.engine.models import ARCHITECTURES, tiny_model
 from tests.engine.test_prefix import _tree
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it when it is first imported
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
-from distill.kernels.paged_attention import paged_decode, varlen_prefill  # noqa: E402
+from distill.kernels import paged_attention  # noqa: E402
+from distill.kernels.paged_attention import paged_decode, plan_splits, varlen_prefill  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 
@@ -58,6 +59,30 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
         query, keys, values, tables, starts, ones, lengths - 1, scale=0.3, window=window, softcap=softcap
     )
     assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are programs enough, a short sequence has one and a long one several; counts are zero again after a
+    call, and a table may be flat, with a width that only the device knows."""
+    monkeypatch.setattr(paged_attention, "_PROGRAMS", 1)
+    monkeypatch.setattr(paged_attention, "_LONG", 128)
+    assert plan_splits(24, 5000, 64) == (4, 2) and plan_splits(1, 100, 64) == (2, 2)
+    torch.manual_seed(0)
+    totals = [100, 1, 129, 700]
+    keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
+    query = torch.randn(len(totals), 4, 32, device=DEVICE)
+    lengths = torch.tensor(totals, dtype=torch.int64, device=DEVICE)
+    starts, ones = torch.arange(len(totals)), torch.ones(len(totals), dtype=torch.int64)
+    limits = {"scale": 0.3, "window": None, "softcap": None}
+    expected = paged_reference(query, keys, values, tables, starts, ones, lengths - 1, **limits)
+    arrived = torch.zeros(8, dtype=torch.int32, device=DEVICE)
+    flat = torch.cat([tables.flatten(), torch.full((400,), -1, dtype=torch.int32, device=DEVICE)])
+    width = torch.tensor([tables.shape[1]], device=DEVICE)
+    for _ in range(2):
+        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived)
+        assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
+        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width)
+        assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
 
 
 @pytest.mark.parametrize("window", [None, 70, 5])
@@ -117,9 +142,20 @@ def test_the_engine_over_codes(kind: Literal["int8", "fp8"]) -> None:
             assert other == pytest.approx(row, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2", "qwen3-mixed"])
 def test_the_engine_by_kernels(name: str) -> None:
-    """Chunks, reuse, windows and preemption: greedy text is that of generate()."""
+    """Chunks, reuse, windows, several groups of layers and preemption: greedy text is that of generate()."""
+    _check_text(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_on_a_gpu(name: str) -> None:
+    _check_text(name)
+
+
+def _check_text(name: str) -> None:
     model = tiny_model(name).to(DEVICE)
     prompts = _tree(5, seed=6)
     expected = [_generate(model, prompt) for prompt in prompts]

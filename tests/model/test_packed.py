@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from distill.kernels.w4a16 import PackedLinear
+from distill.model.calibration import pad_batches
 from distill.model.load import load_model
 from distill.model.packed import count_parameters
-from distill.quantize.calibrate import pad_batches
 from distill.quantize.export import save_packed
 from distill.quantize.sequential import Nearest, WeightSettings, quantize_model
 
