@@ -6,7 +6,6 @@ Legend: O outputs, I inputs, N rows of x, T tiles of 128 inputs; a program has S
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def _unpacking(kind: str, exponent: str, one: str) -> str:
@@ -108,19 +107,6 @@ def _scale(cell, HALF_SCALES: tl.constexpr):
     return (cell << 16).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def _fetch_ahead(packed, first_slab, first, last, num_slabs, num_tiles, SLABS: tl.constexpr):
-    """Ask the L2 cache for a program's first 8 tiles; a tile of a slab is 8 lines of 128 bytes."""
-    slab, line = first_slab + tl.arange(0, SLABS), tl.arange(0, 64)
-    tile = first + line // 8
-    wanted = (slab < num_slabs)[:, None] & (tile < last)[None, :]
-    place = (slab.to(tl.int64)[:, None] * num_tiles + tile[None, :]) * 256 + (line % 8 * 32)[None, :]
-    address = (packed + tl.where(wanted, place, 0)).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
 @triton.jit(do_not_specialize=["num_rows", "num_slabs", "num_tiles", "splits"])
 def product_kernel(
     x,
@@ -150,7 +136,6 @@ def product_kernel(
     HALF_SCALES: tl.constexpr,
     WHOLE: tl.constexpr,
     SCALED: tl.constexpr,
-    EARLY: tl.constexpr,
     FAST: tl.constexpr,
 ):
     """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the
@@ -166,10 +151,6 @@ def product_kernel(
     padded = num_slabs * 16
     acc = tl.zeros([BO, BN], tl.float32)
     first, last = split * num_tiles // splits, (split + 1) * num_tiles // splits
-    if EARLY:  # launched while the kernel before is still running: nothing of what that makes is read before it ends
-        gdc_launch_dependents()
-        _fetch_ahead(packed, block * SLABS, first, last, num_slabs, num_tiles, SLABS)
-        gdc_wait()
     for tile in tl.range(first, last, num_stages=STAGES):
         codes = _codes(packed, block * SLABS, tile, num_slabs, num_tiles, SLABS, BITS, x.dtype.element_ty, FAST)
         for part in tl.static_range(PARTS):

@@ -1,11 +1,11 @@
-"""How products with packed weights are launched: written by `python -m benchmarks.w4a16_sweep --write`, which compared
-them on the GPU named here, over the layers of Qwen2.5-7B and two more."""
+"""How products with packed weights are launched. `python -m benchmarks.w4a16_sweep --write` writes the table anew, for
+the GPU that it runs on; this one is of `benchmarks/results/w4a16-sweep_h200_2026-11-29.json`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-GPU = "not measured"
+GPU = "NVIDIA H200"
 PROCESSORS = 132
 
 
@@ -24,7 +24,7 @@ class Kind:
 KINDS = {
     16: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3),
     32: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3),
-    64: Kind(slabs=8, warps=8, stages=3, scaled=True, programs=1),
-    128: Kind(slabs=8, warps=8, stages=3, scaled=True, programs=1),
+    64: Kind(slabs=4, warps=4, stages=3, scaled=False, programs=3),
+    128: Kind(slabs=4, warps=4, stages=3, scaled=False, programs=2),
 }
 """By the rows of x that a program has; more rows are more programs."""

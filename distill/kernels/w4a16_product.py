@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from distill.kernels.early import may_begin_early
 from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
 from distill.kernels.w4a16_launches import KINDS, PROCESSORS, Kind
 from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
@@ -107,7 +106,6 @@ def launch_product(
     partial, splits = out, num_splits(rows, form, width, how)
     if splits > 1:
         partial = torch.empty(splits, rows, form.outputs, dtype=torch.float32, device=x.device)
-    early = may_begin_early(x.device)
     programs = (triton.cdiv(form.slabs, how.slabs), splits, triton.cdiv(rows, width))
     assert programs[0] * programs[2] <= arrived.numel()
     product_kernel[programs](
@@ -138,10 +136,8 @@ def launch_product(
         HALF_SCALES=form.has_half_scales,
         WHOLE=form.inputs % TILE == 0,
         SCALED=how.scaled,
-        EARLY=early,
         FAST=_FAST,
         num_warps=how.warps,
-        launch_pdl=early,
     )
     return out
 
