@@ -142,6 +142,7 @@ class Report:
 
 def measure_model(report: Report, name: str, options: argparse.Namespace) -> None:
     """All loads of one model."""
+    torch.cuda.reset_peak_memory_stats()
     model = make_model(name)
     weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     # tied embeddings are read once, as the head; the others are looked up a row a token
@@ -199,8 +200,6 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         report.details[f"{name}: greedy tokens in {str(model.dtype).removeprefix('torch.')}"] = found
         print(found, flush=True)
 
-    if has_peer:
-        report.part(f"{name} agreement", agree)
     cache = engine.cache
     assert cache is not None
     report.details[f"{name}: KV bytes a token, of the cache, peak memory"] = [
@@ -208,6 +207,8 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         cache.total_bytes,
         torch.cuda.max_memory_allocated(),
     ]
+    if has_peer:
+        report.part(f"{name} agreement", agree)
     if options.profile is not None:
         from benchmarks.gpu_profile import profile_engine
 
@@ -224,7 +225,8 @@ def main() -> int:
     parser.add_argument("--profile", type=Path, help="a folder for tables of kernels and of host functions")
     options = parser.parse_args()
     hf.logging.set_verbosity_error()
-    report = Report(options.json, "python -m benchmarks.serve_gpu")
+    flags = " --quick" * options.quick + " --alone" * options.alone
+    report = Report(options.json, f"python -m benchmarks.serve_gpu --models {options.models}{flags}")
     report.details["memory bandwidth: of the GPU's data sheet, of a copy"] = [peak_speed(), copy_speed()]
     for name in options.models.split(","):
         report.part(name, lambda name=name: measure_model(report, name, options))

@@ -8,8 +8,11 @@ from distill.engine.types import SamplingParams
 from distill.errors import EngineError
 
 
-def check_request(prompt_ids: Sequence[int], params: SamplingParams, *, max_length: int, vocab_size: int) -> None:
-    """Raise EngineError for tokens that a context of `max_length` tokens or the vocabulary has no room for."""
+def check_request(
+    prompt_ids: Sequence[int], params: SamplingParams, *, max_length: int, vocab_size: int, has_tokenizer: bool
+) -> None:
+    """Raise EngineError for tokens that a context of `max_length` tokens or the vocabulary has no room for, and for
+    stop strings where nothing says what tokens mean."""
     if not prompt_ids:
         raise EngineError("the prompt is empty", remedy="send at least one token")
     longest = max_length - 1 if params.max_tokens else max_length + 1
@@ -23,3 +26,5 @@ def check_request(prompt_ids: Sequence[int], params: SamplingParams, *, max_leng
     named = [*params.stop_token_ids, *(token for token, _ in params.logit_bias)]
     if any(not 0 <= token < vocab_size for token in named):
         raise EngineError(f"a token of stop_token_ids or logit_bias is outside the vocabulary of {vocab_size}")
+    if params.stop and not has_tokenizer:
+        raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")

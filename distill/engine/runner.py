@@ -31,10 +31,9 @@ from distill.engine.requests import check_request
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
-from distill.engine.speculative.speculation import Draft, Speculation, check_pair
+from distill.engine.speculative.speculation import Draft, Speculation, check_pair, check_place
 from distill.engine.speculative.verify import Verdict
 from distill.engine.types import Completion, EngineConfig, EngineStats, FinishReason, SamplingParams, StepOutput
-from distill.errors import EngineError
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -58,8 +57,7 @@ class Engine:
         self.config = config = resolved(config, self.device, is_alone=team is None and draft is None)
         structures = [inspect_model(model, compare=config.probe)]
         if draft is not None:
-            if team is not None:
-                raise EngineError("several processes cannot share a draft", remedy="serve without one of the two")
+            check_place(has_team=team is not None, has_cache=config.use_kv_cache)
             check_pair(model, tokenizer, draft)
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
@@ -84,11 +82,8 @@ class Engine:
             if draft is not None:
                 longest, vocab = structures[1].max_length, self.vocab_size
                 drafter = Drafter(draft.model, others[0], config, max_length=longest, target_vocab=vocab)
-                self.speculation = Speculation(
-                    drafter, tables, self._prefix, block_size=config.block_size, num_tokens=draft.num_tokens
-                )
-        elif draft is not None:
-            raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
+                limits = {"block_size": config.block_size, "num_tokens": draft.num_tokens}
+                self.speculation = Speculation(drafter, tables, self._prefix, **limits)
         self._scheduler = Scheduler(
             tables,
             self._prefix,
@@ -140,9 +135,8 @@ class Engine:
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Raise EngineError for a request that can never run; touches no state, any thread may ask."""
-        check_request(prompt_ids, params, max_length=self.max_model_len, vocab_size=self.vocab_size)
-        if params.stop and self.tokenizer is None:
-            raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")
+        limits = {"max_length": self.max_model_len, "vocab_size": self.vocab_size}
+        check_request(prompt_ids, params, **limits, has_tokenizer=self.tokenizer is not None)
 
     def add(
         self,
@@ -394,9 +388,7 @@ class Engine:
 
     def _count(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         stats = self.stats
-        stats.steps += 1
-        stats.decode_tokens += num_decode
-        stats.prefill_tokens += num_prefill
+        stats.add_step(num_decode, num_prefill, seconds)
         stats.preemptions = self._scheduler.num_preemptions
         stats.blocks_used = self.blocks_in_use
         stats.blocks_free = self.num_blocks - stats.blocks_used
@@ -406,7 +398,3 @@ class Engine:
         if self.speculation is not None:
             stats.draft_blocks_used = self.speculation.drafter.pool.num_used
         stats.buffer_allocations = self._buffers.num_allocations
-        if num_prefill:
-            stats.prefill_seconds += seconds
-        else:
-            stats.decode_seconds += seconds

@@ -173,6 +173,16 @@ class EngineStats:
     draft_seconds: float = 0.0  # time of guessing, part of the steps' time
     draft_blocks_used: int = 0  # of the draft's own cache
 
+    def add_step(self, num_decode: int, num_prefill: int, seconds: float) -> None:
+        """Count a step that computed so many tokens of either kind."""
+        self.steps += 1
+        self.decode_tokens += num_decode
+        self.prefill_tokens += num_prefill
+        if num_prefill:
+            self.prefill_seconds += seconds
+        else:
+            self.decode_seconds += seconds
+
     @property
     def acceptance_rate(self) -> float:
         """Share of the draft's guesses that stood; 0 without any."""

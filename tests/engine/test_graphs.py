@@ -29,6 +29,7 @@ def _decode(
     *,
     width: torch.Tensor | None = None,
     arrived: torch.Tensor,
+    scales: None,
     **limits: object,
 ) -> torch.Tensor:
     assert not arrived.any() and len(arrived) >= len(lengths) * keys.shape[1]
@@ -39,7 +40,7 @@ def _decode(
     return out.to(query.dtype)
 
 
-def _prefill(query: torch.Tensor, *arrays: torch.Tensor, **limits: object) -> torch.Tensor:
+def _prefill(query: torch.Tensor, *arrays: torch.Tensor, scales: None, **limits: object) -> torch.Tensor:
     return paged_reference(query, *arrays[:-1], **limits).to(query.dtype)  # type: ignore[arg-type]
 
 
@@ -146,5 +147,5 @@ def test_weights_that_move_are_captured_anew() -> None:
 def test_what_the_kernels_cannot_do_is_not_chosen_by_itself() -> None:
     model = tiny_model("llama-gqa")
     assert Engine(model, None).config.attention == "torch"
-    with pytest.raises(EngineError, match="int8"):
-        EngineConfig(attention="triton", kv_dtype="int8")
+    with pytest.raises(EngineError, match="KV cache"):
+        EngineConfig(attention="triton", use_kv_cache=False)

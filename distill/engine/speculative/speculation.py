@@ -32,6 +32,14 @@ class Draft:
             raise EngineError(f"draft: {self.num_tokens} tokens at a time", remedy="give a number of at least 1")
 
 
+def check_place(*, has_team: bool, has_cache: bool) -> None:
+    """What a draft needs of an engine."""
+    if has_team:
+        raise EngineError("several processes cannot share a draft", remedy="serve without one of the two")
+    if not has_cache:
+        raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
+
+
 def check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, draft: Draft) -> None:
     """A draft must mean by every token id what its target means by it. Vocabularies may be padded differently."""
     names = f"the draft {_name(draft.model)} cannot guess for {_name(model)}"
