@@ -1,57 +1,152 @@
 """Triton kernel of the loss head: one program a token, which reads both models' logits for their statistics and then
-once more for loss and gradient. Launched by `loss.py`.
+once more for loss and gradient. Launched by `loss.py`; KINDs as in `loss_tiles.py`.
 
-P = softmax(t / T), Q = softmax(z / T), M = share P + (1 - share) Q. KINDs: 0 forward KL, 1 reverse KL, 2 JSD, 3 skew
-forward KL, 4 skew reverse KL, 5 total variation.
+What bounds it are instructions, not memory: hence tiles [LANES, 8] of which a thread holds the 8 (loads of 16 bytes,
+maxima and sums that need no other thread), one factor on the logits for scale, temperature and base, and masks in the
+row's last tile alone.
 """
 
 import triton
 import triton.language as tl
 
-_TINY = tl.constexpr(1.1754943508222875e-38)
-_NO_MASS = tl.constexpr(-200.0)  # exp of it is 0 in float32
+from distill.kernels.loss_tiles import LN2, LOG2E, LOWEST, NO_MASS, VECTOR, grow, logits, read, terms, whole
 
 
 @triton.jit
-def _logits(raw, scale, softcap, HAS_SOFTCAP: tl.constexpr):
-    """tanh(x) = 1 - 2 / (exp(2 x) + 1)."""
-    scaled = raw.to(tl.float32) * scale
-    if HAS_SOFTCAP:
-        scaled = softcap * (1.0 - 2.0 / (tl.exp(2.0 * scaled / softcap) + 1.0))
-    return scaled
+def _statistics(
+    state,
+    row,
+    full,
+    KIND: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    SAME: tl.constexpr,
+    MASKED: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+    KEEP: tl.constexpr,
+    LEAVE: tl.constexpr,
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+):
+    """The state of every lane after the columns before `full`, or if MASKED from there on."""
+    z_top, z_sum, q_top, q_sum, p_top, p_sum, gaps, tops = state
+    z_row, t_row, width, common, z_scale, z_softcap, t_scale, t_softcap, inverse_temperature = row
+    lanes = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    for start in tl.range(full if MASKED else 0, width if MASKED else full, LANES * VECTOR, num_stages=STAGES):
+        columns = start + lanes
+        z = read(z_row, columns, width, z_scale, z_softcap, LOG2E, STUDENT_SOFTCAP, MASKED, KEEP)
+        if not SAME:
+            z_top, z_sum, _, _ = grow(z_top, z_sum, z, LANES)
+        if HAS_TEACHER:
+            unit = inverse_temperature * LOG2E
+            t = read(t_row, columns, common, t_scale, t_softcap, unit, TEACHER_SOFTCAP, MASKED, LEAVE)
+            y = z if SAME else z * inverse_temperature
+            if MASKED:
+                y = tl.where(columns < common, y, float("-inf"))
+            q_top, q_sum, q_shrink, q_weights = grow(q_top, q_sum, y, LANES)
+            p_top, p_sum, p_shrink, p_weights = grow(p_top, p_sum, t, LANES)
+            if KIND <= 1:
+                gap = t - y if KIND == 0 else y - t
+                if MASKED:
+                    gap = tl.where(columns < common, gap, 0.0)
+                if KIND == 0:
+                    gaps = gaps * p_shrink + tl.sum(p_weights * gap, 1)
+                else:
+                    gaps = gaps * q_shrink + tl.sum(q_weights * gap, 1)
+            tops = tl.maximum(tops, tl.max(y + t, 1))
+    return z_top, z_sum, q_top, q_sum, p_top, p_sum, gaps, tops
 
 
 @triton.jit
-def _read(row, columns, width, scale, softcap, HAS_SOFTCAP: tl.constexpr):
-    """Logits in float32, -inf beyond the row's width."""
-    inside = columns < width
-    raw = tl.load(row + columns, mask=inside, other=0.0)
-    return tl.where(inside, _logits(raw, scale, softcap, HAS_SOFTCAP), float("-inf"))
+def _compare(
+    state,
+    row,
+    full,
+    totals,
+    share,
+    KIND: tl.constexpr,
+    MASKED: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+    KEEP: tl.constexpr,
+    LEAVE: tl.constexpr,
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Over the columns before `full`, or from there on if MASKED: sums of `terms`' first value, and of Q by_q."""
+    sums, means = state
+    q_total, p_total = totals
+    z_row, t_row, width, common, z_scale, z_softcap, t_scale, t_softcap, inverse_temperature = row
+    unit = inverse_temperature * LOG2E
+    lanes = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    for start in tl.range(full if MASKED else 0, width if MASKED else full, LANES * VECTOR, num_stages=STAGES):
+        columns = start + lanes
+        log_q = read(z_row, columns, common, z_scale, z_softcap, unit, STUDENT_SOFTCAP, MASKED, KEEP) - q_total
+        log_p = read(t_row, columns, common, t_scale, t_softcap, unit, TEACHER_SOFTCAP, MASKED, LEAVE) - p_total
+        if MASKED:
+            log_q, log_p = tl.maximum(log_q, NO_MASS), tl.maximum(log_p, NO_MASS)
+        term, q, by_q = terms(log_q, log_p, share, KIND, FAST)
+        sums += tl.sum(term, 1)
+        means += tl.sum(q * by_q, 1)
+    return sums, means
 
 
 @triton.jit
-def _terms(log_q, log_p, share, KIND: tl.constexpr):
-    """What a token adds to the divergence, and the divergence's derivative by Q there; for KIND 1 to 5."""
-    q, p = tl.exp(log_q), tl.exp(log_p)
-    m = tl.maximum(share * p + (1.0 - share) * q, _TINY)
-    if KIND == 1:
-        by_q = log_q - log_p
-        term = q * by_q
-    elif KIND == 2:
-        log_m = tl.log(m)
-        by_q = (1.0 - share) * (log_q - log_m)
-        term = share * p * (log_p - log_m) + q * by_q
-    elif KIND == 3:
-        by_q = (share - 1.0) * p / m
-        term = p * (log_p - tl.log(m))
-    elif KIND == 4:
-        ratio = log_q - tl.log(m)
-        by_q = ratio - (1.0 - share) * q / m
-        term = q * ratio
-    else:
-        by_q = tl.where(q > p, 0.5, tl.where(q < p, -0.5, 0.0))
-        term = by_q * (q - p)
-    return term, by_q
+def _gradient(
+    row,
+    full,
+    totals,
+    z_total,
+    mean,
+    share,
+    slope_weight,
+    ce_weight,
+    label,
+    KIND: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    HAS_CE: tl.constexpr,
+    MASKED: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+    LEAVE: tl.constexpr,
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """The derivative in place over the student's columns before `full`, or if MASKED from there on."""
+    q_total, p_total = totals
+    z_row, t_row, width, common, z_scale, z_softcap, t_scale, t_softcap, inverse_temperature = row
+    lanes = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    for start in tl.range(full if MASKED else 0, width if MASKED else full, LANES * VECTOR, num_stages=STAGES):
+        columns = start + lanes
+        z = read(z_row, columns, width, z_scale, z_softcap, LOG2E, STUDENT_SOFTCAP, MASKED, LEAVE)
+        slope = tl.zeros([LANES, VECTOR], tl.float32)
+        if HAS_TEACHER:
+            unit = inverse_temperature * LOG2E
+            log_p = read(t_row, columns, common, t_scale, t_softcap, unit, TEACHER_SOFTCAP, MASKED, LEAVE) - p_total
+            log_q = z * inverse_temperature - q_total
+            if MASKED:
+                inside = columns < common
+                log_q = tl.where(inside, log_q, NO_MASS)
+                log_p = tl.where(inside, log_p, NO_MASS)
+            if KIND == 0:
+                slope = (tl.exp2(log_q) - tl.exp2(log_p)) * slope_weight
+            else:
+                _, q, by_q = terms(log_q, log_p, share, KIND, FAST)
+                slope = q * (by_q - mean) * slope_weight
+            if MASKED:
+                slope = tl.where(inside, slope, 0.0)
+        if HAS_CE:
+            slope += ce_weight * (tl.exp2(z - z_total) - tl.where(columns == label, 1.0, 0.0))
+        if STUDENT_SOFTCAP:
+            share_of_cap = z * (LN2 / z_softcap)
+            slope *= 1.0 - share_of_cap * share_of_cap
+        slope = (slope * z_scale).to(z_row.dtype.element_ty)
+        if MASKED:
+            tl.store(z_row + columns, slope, mask=columns < width)
+        else:
+            tl.store(z_row + columns, slope)
 
 
 @triton.jit
@@ -80,94 +175,110 @@ def divergence_kernel(
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+    KEEP: tl.constexpr,
+    LEAVE: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     """Gradient in place over `student`; (divergence, cross entropy, agreement, accuracy) into `out` [4, tokens].
 
     `width` is the student's, `common` the rows that both have. SAME: temperature 1 and no other rows, so that one
-    softmax of the student serves both losses. Sums over the row are kept by lane; maxima are reduced tile by tile.
+    softmax of the student serves both losses. Both agree on the likeliest token iff the largest sum of their logits is
+    that of the largest.
     """
+    LANES: tl.constexpr = TILE // VECTOR
     token = tl.program_id(0).to(tl.int64)
     z_row, t_row = student + token * student_stride, teacher + token * teacher_stride
-    lanes = tl.arange(0, TILE)
     label = tl.load(labels + token)
+    at_label = logits(tl.load(z_row + label), student_scale, student_softcap, LOG2E, STUDENT_SOFTCAP)
+    maps = (student_scale, student_softcap, teacher_scale, teacher_softcap, inverse_temperature)
+    row = (z_row, t_row, width, common) + maps
+    full = (common // TILE) * TILE  # beyond it columns are masked
 
-    found = tl.zeros([TILE], tl.float32)
-    z_top, z_sum = float("-inf"), tl.zeros([TILE], tl.float32)  # at temperature 1, over all of the student's rows
-    q_top, q_sum, q_gap = float("-inf"), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-    p_top, p_sum, p_gap = float("-inf"), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-    for start in range(0, width, TILE):
-        columns = start + lanes
-        z = _read(z_row, columns, width, student_scale, student_softcap, STUDENT_SOFTCAP)
-        found = tl.where(columns == label, z, found)
-        if not SAME:
-            top = tl.maximum(z_top, tl.max(z, 0))
-            z_sum = z_sum * tl.exp(z_top - top) + tl.exp(z - top)
-            z_top = top
-        if HAS_TEACHER:
-            inside = columns < common
-            t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP) * inverse_temperature
-            y = tl.where(inside, z * inverse_temperature, float("-inf"))
-            gap = tl.where(inside, y - t, 0.0)
-            top = tl.maximum(q_top, tl.max(y, 0))
-            shrink, weight = tl.exp(q_top - top), tl.exp(y - top)
-            q_sum, q_gap, q_top = q_sum * shrink + weight, q_gap * shrink + weight * gap, top
-            top = tl.maximum(p_top, tl.max(t, 0))
-            shrink, weight = tl.exp(p_top - top), tl.exp(t - top)
-            p_sum, p_gap, p_top = p_sum * shrink + weight, p_gap * shrink - weight * gap, top
-    at_label = tl.sum(found, 0)
-    divergence, mean, agreement, q_total, p_total = 0.0, 0.0, 0.0, 0.0, 0.0
+    lowest, zeros = tl.full([LANES], LOWEST, tl.float32), tl.zeros([LANES], tl.float32)
+    state = (lowest, zeros, lowest, zeros, lowest, zeros, zeros, lowest + lowest)
+    for MASKED in tl.static_range(2):
+        state = _statistics(
+            state,
+            row,
+            full,
+            KIND,
+            HAS_TEACHER,
+            SAME,
+            MASKED,
+            LANES,
+            STAGES,
+            KEEP,
+            LEAVE,
+            STUDENT_SOFTCAP,
+            TEACHER_SOFTCAP,
+        )
+    z_tops, z_sums, q_tops, q_sums, p_tops, p_sums, gaps, tops = state
+    divergence, mean, agreement, factor, q_total, p_total = 0.0, 0.0, 0.0, 1.0, 0.0, 0.0
+    z_top, z_total = 0.0, 0.0
     if HAS_TEACHER:
-        q_all, p_all = tl.sum(q_sum, 0), tl.sum(p_sum, 0)
-        q_total, p_total = q_top + tl.log(q_all), p_top + tl.log(p_all)
+        q_top, q_total, q_all = whole(q_tops, q_sums)
+        p_top, p_total, p_all = whole(p_tops, p_sums)
+        agreement = tl.where(tl.max(tops, 0) == q_top + p_top, 1.0, 0.0)
         if KIND == 0:
-            divergence = tl.sum(p_gap, 0) / p_all - p_total + q_total
+            divergence = LN2 * (tl.sum(gaps * tl.exp2(p_tops - p_top), 0) / p_all - p_total + q_total)
         elif KIND == 1:
-            divergence = tl.sum(q_gap, 0) / q_all - q_total + p_total
-            mean = divergence
+            mean = tl.sum(gaps * tl.exp2(q_tops - q_top), 0) / q_all - q_total + p_total
+            divergence, factor = LN2 * mean, LN2
         else:
-            sums, means = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-            for start in range(0, common, TILE):
-                columns = start + lanes
-                inside = columns < common
-                z = _read(z_row, columns, common, student_scale, student_softcap, STUDENT_SOFTCAP)
-                t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP)
-                log_q = tl.where(inside, z * inverse_temperature - q_total, _NO_MASS)
-                log_p = tl.where(inside, t * inverse_temperature - p_total, _NO_MASS)
-                term, by_q = _terms(log_q, log_p, share, KIND)
-                sums += tl.where(inside, term, 0.0)
-                means += tl.where(inside, tl.exp(log_q) * by_q, 0.0)
-            divergence, mean = tl.sum(sums, 0), tl.sum(means, 0)
-    if SAME:
-        z_top, z_total = q_top, q_total
-    else:
-        z_total = z_top + tl.log(tl.sum(z_sum, 0))
-
-    both = tl.zeros([TILE], tl.float32)
-    for start in range(0, width, TILE):
-        columns = start + lanes
-        z = _read(z_row, columns, width, student_scale, student_softcap, STUDENT_SOFTCAP)
-        slope = tl.zeros([TILE], tl.float32)
-        if HAS_TEACHER:
-            inside = columns < common
-            t = _read(t_row, columns, common, teacher_scale, teacher_softcap, TEACHER_SOFTCAP) * inverse_temperature
-            y = z * inverse_temperature
-            both = tl.where(inside & (y == q_top) & (t == p_top), 1.0, both)
-            log_q, log_p = tl.where(inside, y - q_total, _NO_MASS), tl.where(inside, t - p_total, _NO_MASS)
-            if KIND == 0:
-                slope = tl.exp(log_q) - tl.exp(log_p)
+            sums = (zeros, zeros)
+            for MASKED in tl.static_range(2):
+                sums = _compare(
+                    sums,
+                    row,
+                    full,
+                    (q_total, p_total),
+                    share,
+                    KIND,
+                    MASKED,
+                    LANES,
+                    STAGES,
+                    KEEP,
+                    LEAVE,
+                    STUDENT_SOFTCAP,
+                    TEACHER_SOFTCAP,
+                    FAST,
+                )
+            divergence, mean = tl.sum(sums[0], 0), tl.sum(sums[1], 0)
+            if KIND == 2:
+                divergence, factor = LN2 * (share * divergence + (1.0 - share) * mean), (1.0 - share) * LN2
+            elif KIND == 5:
+                divergence, factor = 0.5 * divergence, 0.5
             else:
-                _, by_q = _terms(log_q, log_p, share, KIND)
-                slope = tl.exp(log_q) * (by_q - mean)
-            slope = tl.where(inside, slope, 0.0) * slope_weight
-        if HAS_CE:
-            slope += ce_weight * (tl.exp(z - z_total) - tl.where(columns == label, 1.0, 0.0))
-        if STUDENT_SOFTCAP:
-            slope *= 1.0 - (z / student_softcap) * (z / student_softcap)
-        slope *= student_scale
-        tl.store(z_row + columns, slope.to(student.dtype.element_ty), mask=columns < width)
-    if HAS_TEACHER:
-        agreement = tl.max(both, 0)
+                divergence = LN2 * divergence
+                factor = share - 1.0 if KIND == 3 else 1.0
+        z_top, z_total = q_top, q_total
+    if not SAME:
+        z_top, z_total, _ = whole(z_tops, z_sums)
     tl.store(out + token, divergence)
-    tl.store(out + tokens + token, z_total - at_label)
+    tl.store(out + tokens + token, (z_total - at_label) * LN2)
     tl.store(out + 2 * tokens + token, agreement)
     tl.store(out + 3 * tokens + token, tl.where(at_label == z_top, 1.0, 0.0))
+
+    for MASKED in tl.static_range(2):
+        _gradient(
+            row,
+            full,
+            (q_total, p_total),
+            z_total,
+            mean,
+            share,
+            slope_weight * factor,
+            ce_weight,
+            label,
+            KIND,
+            HAS_TEACHER,
+            HAS_CE,
+            MASKED,
+            LANES,
+            STAGES,
+            LEAVE,
+            STUDENT_SOFTCAP,
+            TEACHER_SOFTCAP,
+            FAST,
+        )

@@ -24,6 +24,7 @@ Form = Literal["torch", "triton"]
 ChunkLoss = Callable[[Tensor, LogitMap, Tensor | None, LogitMap, Tensor, Objective], Tensor]
 CHUNK_TOKENS = 1024
 _CHUNK_TOKENS = {"cpu": 256, "torch": CHUNK_TOKENS, "triton": 2 * CHUNK_TOKENS}
+_LOGITS_BYTES = 0.8 * 2**30  # of both buffers, beyond which the teacher's is a quarter of the student's and not a half
 _LOW_PRECISION_SUMS = 4  # chunks whose head gradients may be summed in the head's own 16 bits
 
 
@@ -141,7 +142,8 @@ class _HeadLoss(torch.autograd.Function):
         exact = torch.promote_types(compute, torch.float32)
         few = tokens <= _LOW_PRECISION_SUMS * chunk_tokens and weight_VH.dtype == compute
         gradients = _Gradients.zeros(ctx.needs_input_grad, hidden_NH, weight_VH, few=few, exact=exact)  # type: ignore[attr-defined]
-        chunk_function, part_tokens = _chunk_function(form, chunk_tokens)
+        chunk_function = chunk_loss if form == "torch" else _by_kernel()
+        part_tokens = chunk_tokens if form == "torch" else _part_tokens(chunk_tokens, weight_VH, teacher, compute)
         logits = _Projection(weight_VH, bias_V, compute, chunk_tokens, compute if form == "triton" else exact, tokens)
         teacher_logits = None
         if teacher_NK is not None and teacher is not None:
@@ -199,12 +201,12 @@ class _Gradients:
     def zeros(
         cls, wanted: tuple[bool, ...], hidden_NH: Tensor, weight_VH: Tensor, *, few: bool, exact: torch.dtype
     ) -> _Gradients:
-        """Zeros for those of (hidden, weight, bias) that are wanted."""
+        """Room for those of (hidden, weight, bias) that are wanted; the first chunk overwrites the weight's."""
         summed = weight_VH.dtype if few else torch.promote_types(weight_VH.dtype, exact)
         rows, device = weight_VH.shape[0], hidden_NH.device
         return cls(
             torch.zeros_like(hidden_NH) if wanted[0] else None,
-            torch.zeros_like(weight_VH, dtype=summed) if wanted[1] else None,
+            _room(weight_VH, summed, hidden_NH.shape[0]) if wanted[1] else None,
             torch.zeros(rows, dtype=exact, device=device) if wanted[2] else None,
         )
 
@@ -218,7 +220,7 @@ class _Gradients:
         if weights_C1 is not None:
             hidden_CH = (hidden_CH * weights_C1).to(hidden_CH.dtype)
         if self.weight is not None:
-            _add_product_(self.weight, gradient_CV.T, hidden_CH)
+            _add_product_(self.weight, gradient_CV.T, hidden_CH, first=rows.start == 0)
         if self.bias is not None:
             weighted = gradient_CV if weights_C1 is None else gradient_CV * weights_C1
             self.bias += weighted.sum(0, dtype=self.bias.dtype)
@@ -243,10 +245,15 @@ class _Projection:
         return torch.addmm(self._bias, hidden, self.weight.T, out=out)
 
 
-def _chunk_function(form: Form, chunk_tokens: int) -> tuple[ChunkLoss, int]:
-    """The form's function, and how many of the teacher's rows it takes at once."""
-    if form == "torch":
-        return chunk_loss, chunk_tokens
+def _part_tokens(chunk_tokens: int, weight_VH: Tensor, teacher: Head | None, compute: torch.dtype) -> int:
+    """How many of the teacher's rows exist at once: wider products are faster, but their logits are memory."""
+    width = weight_VH.shape[0] if teacher is None else teacher.weight.shape[0]
+    half = (chunk_tokens * weight_VH.shape[0] + chunk_tokens // 2 * width) * compute.itemsize
+    return max(1, chunk_tokens // (2 if half <= _LOGITS_BYTES else 4))
+
+
+def _by_kernel() -> ChunkLoss:
+    """The kernel, as the plain form is called."""
     from distill.kernels.loss import chunk_loss_triton
 
     def by_kernel(
@@ -265,15 +272,23 @@ def _chunk_function(form: Form, chunk_tokens: int) -> tuple[ChunkLoss, int]:
             softcaps=(ours.softcap, theirs.softcap),
         )
 
-    return by_kernel, max(1, chunk_tokens // 4)
+    return by_kernel
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; CUDA adds a product of 16-bit matrices to a float32 total without rounding it before."""
+def _room(weight_VH: Tensor, dtype: torch.dtype, tokens: int) -> Tensor:
+    """For the head's gradient: it is read before it is written only where there is nothing to write."""
+    return torch.empty_like(weight_VH, dtype=dtype) if tokens else torch.zeros_like(weight_VH, dtype=dtype)
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total += a @ b, or total = a @ b; CUDA adds 16-bit matrices' product to a float32 total without rounding it."""
+    beta = 0.0 if first else 1.0
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=beta)
     elif total.device.type == "cuda" and total.dtype == torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
+    elif first:
+        total.copy_(a @ b)
     else:
         total += a @ b
 

@@ -194,14 +194,16 @@ class _Tail:
 def _tail(q_CR: Tensor, log_tail_C: Tensor, log_cap_C: Tensor, own_tokens: int) -> _Tail:
     """Water filling: the student's likeliest tail tokens are capped one by one until lambda times the next fits.
 
-    `q_CR` is zero on the kept ids.
+    `q_CR` is zero on the kept ids. What is left of Q is summed from what is left, never as a difference: float32 would
+    lose small masses and lambda be anything.
     """
-    mass_C, q_tail_C, cap_C = log_tail_C.exp(), q_CR.sum(-1), log_cap_C.exp()
+    mass_C, cap_C = log_tail_C.exp(), log_cap_C.exp()
     own_q_Cm, own_ids_Cm = q_CR.topk(min(own_tokens, q_CR.shape[-1]), dim=-1)
+    rest_C = q_CR.scatter_(-1, own_ids_Cm, 0.0).sum(-1, keepdim=True)
+    q_CR.scatter_(-1, own_ids_Cm, own_q_Cm)
     places = torch.arange(own_q_Cm.shape[-1] + 1, device=q_CR.device, dtype=q_CR.dtype)
     p_left = mass_C.unsqueeze(-1) - places * cap_C.unsqueeze(-1)  # after so many are capped
-    taken = torch.nn.functional.pad(own_q_Cm.cumsum(-1), (1, 0))
-    q_left = (q_tail_C.unsqueeze(-1) - taken).clamp_min(_TINY)
+    q_left = torch.cat([rest_C, own_q_Cm.flip(-1)], dim=-1).cumsum(-1).flip(-1).clamp_min(_TINY)
     too_high = p_left[:, :-1] * own_q_Cm > cap_C.unsqueeze(-1) * q_left[:, :-1]
     capped_Cm = too_high.long().cumprod(-1).bool()
     number = capped_Cm.sum(-1, keepdim=True)

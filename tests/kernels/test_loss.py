@@ -61,7 +61,7 @@ def gradients(sums: LossSums, hidden: Tensor, head: Head) -> tuple[Tensor, ...]:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles a row, the last one in part outside."""
     if not ON_GPU:
-        monkeypatch.setattr(loss, "_TILE", 16)
+        monkeypatch.setattr(loss, "LAUNCH", loss.Launch(tile=16))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
