@@ -98,7 +98,7 @@ def _observe(
             own = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in tokens]
         reference = torch.cat(own).float()
         distance = float((packed - reference).norm() / reference.norm().clamp_min(1e-9))
-        exact = all(p.dtype == torch.float32 for p in model.parameters())
+        exact = dtypes == {torch.float32} and all(p.dtype == torch.float32 for p in model.parameters())
         if not distance < (1e-3 if exact else 0.1):
             raise _refusal(name, f"gives other logits in a packed batch than alone (relative error {distance:.2g})")
     order = range(config.num_hidden_layers)

@@ -11,7 +11,7 @@ from distill.recipe.base import Section
 from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
 from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
-from distill.recipe.train import Entry, KdEntry, LmEntry
+from distill.recipe.train import Entry, KdEntry, LmEntry, OnPolicyEntry
 
 
 class Serve(Section):
@@ -126,12 +126,17 @@ class Recipe(Section):
                 problem = f"needs a weight for each of the {len(names)} names; got {len(weights)}"
                 yield ("generate", index, "teachers", "weights"), problem, ()
 
-    def _kd_problems(self, index: int, entry: KdEntry) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
-        """Mistakes between a kd entry, its signal and the teacher."""
-        if entry.needs_weights and self.teacher_weights() is None:
-            problem = "kd reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
+    def _kd_problems(
+        self, index: int, entry: KdEntry | OnPolicyEntry
+    ) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Mistakes between an entry that distils, its signal and the teacher."""
+        if (isinstance(entry, OnPolicyEntry) or entry.needs_weights) and self.teacher_weights() is None:
+            name = entry.objective
+            problem = (
+                f"{name} reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
+            )
             yield ("train", index, "objective"), problem, ()
-        unsound = entry.signal_problem()
+        unsound = entry.signal_problem() if isinstance(entry, KdEntry) else None
         if unsound is not None:
             yield ("train", index, unsound[0]), unsound[1], ()
 
@@ -188,7 +193,7 @@ class Recipe(Section):
                         f"no generate job '{name}' (a path ends in .parquet)",
                         jobs,
                     )
-            if isinstance(entry, KdEntry):
+            if isinstance(entry, KdEntry | OnPolicyEntry):
                 yield from self._kd_problems(index, entry)
             if entry.batch_size % entry.micro_batch_size:
                 yield (

@@ -55,19 +55,24 @@ class SftEntry(EntryCommon):
     packing: bool = False
 
 
-class KdEntry(EntryCommon):
-    """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
+class DivergenceFields(Section):
+    """Which divergence between teacher and student, and how it is computed."""
 
-    objective: Literal["kd"]
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"
     beta: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share of the mixture of jsd")
     skew: float = Field(default=0.1, gt=0, lt=1, description="share of the first distribution in the skew KLs' second")
     temperature: float = Field(default=1.0, gt=0)
-    ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     chunk_tokens: int | None = Field(
         default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
     )
     kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
+
+
+class KdEntry(EntryCommon, DivergenceFields):
+    """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
+
+    objective: Literal["kd"]
+    ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     packing: bool = False
     signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
 
@@ -86,6 +91,28 @@ class KdEntry(EntryCommon):
         if told and self.temperature != 1.0:
             return "temperature", "servers give distributions at temperature 1 only"
         return None
+
+
+class Rollout(Section):
+    """How the student answers its prompts."""
+
+    temperature: float = Field(default=1.0, ge=0, le=100, description="of sampling; 0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=256, ge=1, description="of an answer; with its prompt at most max_length")
+    kv_gib: float = Field(default=1.0, gt=0, description="memory of the engine's KV cache, in GiB")
+    attention: Literal["torch", "triton"] = Field(default="torch", description="what computes the engine's attention")
+
+
+class OnPolicyEntry(EntryCommon, DivergenceFields):
+    """Divergence to the teacher on the student's own answers (generalized knowledge distillation, 2306.13649)."""
+
+    objective: Literal["on_policy"]
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "reverse_kl"
+    lmbda: float = Field(
+        default=1.0, ge=0, le=1, description="share of the steps that train on the student's answers, not the dataset's"
+    )
+    rollout: Rollout = Rollout()
+    signal: LiveSignal = Field(default=LiveSignal(), description="how the teacher's weights are held")
 
 
 class DpoEntry(EntryCommon):
@@ -119,4 +146,4 @@ class LmEntry(Section):
     seed: int = 0
 
 
-Entry = Annotated[SftEntry | KdEntry | DpoEntry | LmEntry, Field(discriminator="objective")]
+Entry = Annotated[SftEntry | KdEntry | OnPolicyEntry | DpoEntry | LmEntry, Field(discriminator="objective")]

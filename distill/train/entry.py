@@ -22,7 +22,7 @@ from distill.model.load import DtypeName, load_model, load_tokenizer, require_ch
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
 from distill.objectives.head import Form
 from distill.quiet import quiet
-from distill.recipe.train import DpoEntry, KdEntry, SftEntry
+from distill.recipe.train import DpoEntry, KdEntry, OnPolicyEntry, SftEntry
 from distill.runs import StageFolder
 from distill.track import Tracker
 from distill.train.arguments import common_arguments, dpo_loss, uses_bfloat16
@@ -35,9 +35,10 @@ from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
 from distill.train.processes import Processes
+from distill.train.rollouts import Rollouts
 from distill.train.signals import Place, open_signal
 
-ChatEntry = SftEntry | KdEntry | DpoEntry
+ChatEntry = SftEntry | KdEntry | OnPolicyEntry | DpoEntry
 MODEL = "model"
 
 
@@ -109,7 +110,8 @@ def _read(entry: ChatEntry, tokenizer: PreTrainedTokenizerBase, data: Sequence[P
     if isinstance(entry, DpoEntry):
         return read_pairs(tokenizer, data, entry.max_length)
     rows = read_sequences(tokenizer, data, entry.max_length)
-    return pack(rows, entry.max_length, entry.seed) if entry.packing else rows
+    packing = not isinstance(entry, OnPolicyEntry) and entry.packing
+    return pack(rows, entry.max_length, entry.seed) if packing else rows
 
 
 def _trainer(
@@ -150,37 +152,44 @@ def _trainer(
         # The collator picks the columns: the trainer would drop the row ids, by which stored signals find their rows.
         prepared = {"skip_prepare_dataset": True}
         config = SFTConfig(**arguments, dataset_kwargs=prepared, remove_unused_columns=False)
+        objective = objective_of(entry)
         signal_of = None
-        if isinstance(entry, KdEntry) and entry.ce_weight < 1.0:
-            assert source.place is not None, "a kd entry has a teacher"
+        if not isinstance(entry, SftEntry) and objective.ce_weight < 1.0:
+            assert source.place is not None, "kd and on_policy have a teacher"
             signal_of = open_signal(entry, source.place, model, tokenizer, rows, config.device)
         assert tokenizer.pad_token_id is not None
+        collate = collator(tokenizer.pad_token_id)
+        rollouts = None
+        if isinstance(entry, OnPolicyEntry):
+            rollouts = Rollouts(model, tokenizer, entry, rows=entry.batch_size // processes.size, collate=collate)
         trainer = KDTrainer(
             model,
             args=config,
-            data_collator=collator(tokenizer.pad_token_id),
+            data_collator=collate,
             train_dataset=_dataset(rows).select(order),
             processing_class=tokenizer,
             callbacks=[watch],
             finite=finite,
             peft_config=peft_config,
-            objective=objective_of(entry),
+            objective=objective,
             signal=signal_of,
-            chunk_tokens=entry.chunk_tokens if isinstance(entry, KdEntry) else None,
+            chunk_tokens=None if isinstance(entry, SftEntry) else entry.chunk_tokens,
             form=_form(entry, config.device),
+            rollouts=rollouts,
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def objective_of(entry: SftEntry | KdEntry) -> Objective:
+def objective_of(entry: SftEntry | KdEntry | OnPolicyEntry) -> Objective:
     """sft is the loss head with cross entropy alone."""
     if isinstance(entry, SftEntry):
         return CROSS_ENTROPY
-    return Objective(entry.divergence, entry.beta, entry.temperature, entry.ce_weight, entry.skew)
+    ce_weight = entry.ce_weight if isinstance(entry, KdEntry) else 0.0
+    return Objective(entry.divergence, entry.beta, entry.temperature, ce_weight, entry.skew)
 
 
-def _form(entry: SftEntry | KdEntry, device: torch.device) -> Form:
+def _form(entry: SftEntry | KdEntry | OnPolicyEntry, device: torch.device) -> Form:
     """What computes the loss. Raises where a kernel is asked for that cannot run here."""
     if isinstance(entry, SftEntry) or entry.kernel == "torch":
         return "torch"
@@ -255,8 +264,7 @@ def _metrics(
         "rows_dropped": rows.num_dropped,
         "rows_truncated": rows.num_truncated,
         "epochs": steps * entry.batch_size / len(rows.lengths),
-        "tokens": watch.count.tokens[steps],
-        "trained_tokens": watch.count.trained[steps],
+        **watch.totals(steps),
         "train_seconds": watch.seconds,
         "tokens_per_second": watch.tokens_per_second,
         "resumed_at": watch.first_step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from distill.errors import DistillError
 from distill.objectives.divergences import Objective
 from distill.objectives.head import Form
 from distill.train.finite import FiniteCheck
 from distill.train.forward import LossOutput, attach_loss_head
+from distill.train.rollouts import COUNTS, Rollouts
 from distill.train.saving import GuardedTrainer
 from distill.train.signals import Signal
 
 
 class KDTrainer(GuardedTrainer, SFTTrainer):
     """Trains on `objective` through the loss head; `signal` is None iff the objective is cross entropy alone.
+
+    With `rollouts` the rows of a step are what these make of them: on-policy distillation.
 
     The loss of a step is the sum over its scored tokens, on all processes and in all micro-batches, divided by their
     number; DDP averages gradients over processes, so each process multiplies by their count.
@@ -42,6 +46,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         signal: Signal | None,
         chunk_tokens: int | None = None,
         form: Form = "torch",
+        rollouts: Rollouts | None = None,
     ) -> None:
         assert (signal is None) == (objective.ce_weight == 1.0)
         super().__init__(
@@ -59,6 +64,23 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         self.signal = signal
         self.finite = finite
         self._sums = torch.zeros(5, dtype=torch.float64)
+        self._rollouts = rollouts
+        if rollouts is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise DistillError(
+                "on_policy needs the student's weights whole in every process, to let it answer",
+                remedy="launch with DDP, or on one process",
+            )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of an optimizer step, and their scored tokens over all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._rollouts is None or not batches:
+            return batches, items
+        with self.accelerator.autocast():
+            batches = self._rollouts(batches, self.state.global_step)
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(
         self,
@@ -89,4 +111,19 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
             if self.signal is None:
                 del means["divergence"], means["agreement"]
             logs.update(means)
+        if self._rollouts is not None:
+            logs.update(self._rollout_means(self._rollouts))
         super().log(logs, start_time)
+
+    def _rollout_means(self, rollouts: Rollouts) -> dict[str, float]:
+        """Means over the answers since the last log, and the tokens since the first step, which nobody knew before."""
+        taken = self.accelerator.reduce(rollouts.take_counts().to(self.args.device)).tolist()
+        counts = dict(zip(COUNTS, taken, strict=True))
+        before = next((line for line in reversed(self.state.log_history) if "tokens" in line), {})
+        found = {name: before.get(name, 0) + counts[name] for name in ("tokens", "trained_tokens")}
+        if counts["steps"]:
+            found["on_policy"] = counts["own_steps"] / counts["steps"]
+        if counts["answers"]:
+            found["answer_tokens"] = counts["answer_tokens"] / counts["answers"]
+            found["ended"] = counts["ended"] / counts["answers"]
+        return found
