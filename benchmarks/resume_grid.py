@@ -2,8 +2,9 @@
 
     python -m benchmarks.resume_grid [--quick] [--json PATH]
 
-All objectives on chats and pairs, full weights and LoRA, one process and two on the CPU; the model and LoRA drop out, so that
-the generators' states count. The processes kill themselves after the checkpoint of a step; the same command goes on.
+All objectives on chats and pairs, full weights and LoRA, one process and two on the CPU; the model and LoRA drop out,
+so that the generators' states count. The processes kill themselves after the checkpoint of a step; the same command
+goes on.
 """
 
 from __future__ import annotations

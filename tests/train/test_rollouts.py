@@ -1,4 +1,4 @@
-"""On-policy distillation: the answers are the student's of this very step, in the asked share, and the loss is theirs."""
+"""On-policy distillation: answers are the student's of this very step, in the asked share, and the loss is on them."""
 
 from __future__ import annotations
 
