@@ -44,7 +44,7 @@ class Way:
         return f"{self.objective}-{'lora' if self.lora else 'full'}-{self.processes}"
 
 
-OBJECTIVES = ("sft", "kd", "on_policy", "dpo")
+OBJECTIVES = ("sft", "kd", "on_policy", "dpo", "simpo", "kto")
 WAYS = tuple(Way(*values) for values in product(OBJECTIVES, (False, True), (1, 2)))
 
 

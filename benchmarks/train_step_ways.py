@@ -30,11 +30,11 @@ from distill.model.chat import IGNORED
 from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout
 from distill.train.arguments import common_arguments
 from distill.train.batches import collator, row_order
-from distill.train.entry import objective_of
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
 from distill.train.rollouts import Rollouts
+from distill.train.settings import objective_of
 
 PAD, EOS = 0, 1
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from distill.plan.shapes import ModelShape
 from distill.recipe.quantize import Awq, Gptq, Int8, Nf4
-from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
+from distill.recipe.train import DpoEntry, Entry, KdEntry, KtoEntry, LmEntry, OnPolicyEntry, PairsEntry, SftEntry
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _FP32 = 4
@@ -130,10 +130,10 @@ class _Pass:
 def _pass_of(entry: Entry) -> _Pass:
     if isinstance(entry, LmEntry):
         return _Pass(entry.rows * entry.row_tokens, True, False, None, None)
-    sequences = entry.micro_batch_size * (2 if isinstance(entry, DpoEntry) else 1)  # chosen and rejected
+    sequences = entry.micro_batch_size * (2 if isinstance(entry, PairsEntry) else 1)  # chosen and rejected
     chunk = None
-    if isinstance(entry, SftEntry | KdEntry):
-        chunk = (entry.chunk_tokens if isinstance(entry, KdEntry) else None) or CHUNK_TOKENS
+    if isinstance(entry, SftEntry | KdEntry | OnPolicyEntry):
+        chunk = (None if isinstance(entry, SftEntry) else entry.chunk_tokens) or CHUNK_TOKENS
     return _Pass(
         sequences * entry.max_length,
         entry.mixed_precision != "no",
@@ -156,9 +156,9 @@ def training_memory(
     stored = DTYPE_BYTES[weights_dtype] if adapters and work.mixed else _FP32
     trainable = adapters or shape.parameters
     frozen, models = 0, 1
-    if isinstance(entry, KdEntry) and teacher is not None and entry.signal.kind == "live":
+    if isinstance(entry, KdEntry | OnPolicyEntry) and teacher is not None and entry.signal.kind == "live":
         frozen, models = 2 * teacher.parameters, 2  # a teacher in 16 bits
-    elif isinstance(entry, DpoEntry) and not adapters:
+    elif isinstance(entry, DpoEntry | KtoEntry) and not adapters:
         frozen = shape.parameters * stored
     chunk = min(work.tokens, work.chunk_tokens or work.tokens)
     return TrainingMemory(

@@ -41,7 +41,7 @@ from distill.plan.shapes import ModelShape, ModelSize, pruned, read_size, scratc
 from distill.recipe.generate import Job
 from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher, Teacher
-from distill.recipe.train import KdEntry
+from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import Run, digest_of
 from distill.teacher.pricing import Rates, blended, rates_of
 
@@ -161,7 +161,9 @@ def _training(
             tokens = steps * tokens_per_step(entry) if steps is not None else None
             row["tokens_at_most"] = tokens
             if tokens is not None:
-                beside = isinstance(entry, KdEntry) and entry.signal.kind != "stored"  # a stored signal costs it once
+                beside = (
+                    isinstance(entry, KdEntry | OnPolicyEntry) and entry.signal.kind != "stored"
+                )  # a stored signal costs it once
                 kd_teacher = 2 * teacher.parameters if teacher is not None and beside else 0
                 flop = (6 * student.parameters + kd_teacher) * tokens
                 row["gpu_hours_at_most"] = flop / (_MODEL_FLOP_UTILISATION * gpu.flops) / 3600

@@ -68,6 +68,16 @@ class DivergenceFields(Section):
     kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
 
 
+class HiddenMatching(Section):
+    """Hidden states of some of the student's layers pulled to the teacher's, through projections trained along."""
+
+    layers: tuple[tuple[int, int], ...] = Field(
+        min_length=1, description="pairs [student layer, teacher layer]: 0 is the embeddings, n the n-th layer's output"
+    )
+    weight: float = Field(default=1.0, gt=0, description="loss = the entry's own + weight x mean distance")
+    measure: Literal["mse", "cosine"] = "mse"
+
+
 class KdEntry(EntryCommon, DivergenceFields):
     """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
 
@@ -75,6 +85,7 @@ class KdEntry(EntryCommon, DivergenceFields):
     ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     packing: bool = False
     signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
+    matching: HiddenMatching | None = Field(default=None, description="of a live teacher's hidden states, beside")
 
     @property
     def needs_weights(self) -> bool:
@@ -87,6 +98,11 @@ class KdEntry(EntryCommon, DivergenceFields):
         """(key, problem) where the objective asks of the signal what it cannot give."""
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):
+            return (
+                "matching",
+                "only a live teacher has hidden states of every layer: use signal live, ce_weight below 1",
+            )
         told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
         if told and self.temperature != 1.0:
             return "temperature", "servers give distributions at temperature 1 only"
@@ -124,6 +140,28 @@ class DpoEntry(EntryCommon):
     learning_rate: float = Field(default=5e-7, gt=0)
 
 
+class SimpoEntry(EntryCommon):
+    """Simple preference optimization (2405.14734) on pairs: mean log probability as the reward, and no reference."""
+
+    objective: Literal["simpo"]
+    beta: float = Field(default=2.0, gt=0)
+    gamma: float = Field(default=1.0, ge=0, description="margin that the chosen answer's reward is to have")
+    learning_rate: float = Field(default=1e-6, gt=0)
+
+
+class KtoEntry(EntryCommon):
+    """Kahneman-Tversky optimization (2402.01306) on single answers, each desirable or not; pairs give two of them."""
+
+    objective: Literal["kto"]
+    beta: float = Field(default=0.1, gt=0)
+    desirable_weight: float = Field(default=1.0, gt=0)
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    micro_batch_size: int = Field(
+        default=8, ge=2, description="rows per forward pass of a process, among which the KL divergence is estimated"
+    )
+    learning_rate: float = Field(default=5e-7, gt=0)
+
+
 class LmEntry(Section):
     """Next-token training on the text that `distill.tasks` writes, for making small base models."""
 
@@ -146,4 +184,7 @@ class LmEntry(Section):
     seed: int = 0
 
 
-Entry = Annotated[SftEntry | KdEntry | OnPolicyEntry | DpoEntry | LmEntry, Field(discriminator="objective")]
+PairsEntry = DpoEntry | SimpoEntry | KtoEntry
+Entry = Annotated[
+    SftEntry | KdEntry | OnPolicyEntry | DpoEntry | SimpoEntry | KtoEntry | LmEntry, Field(discriminator="objective")
+]

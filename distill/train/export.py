@@ -13,6 +13,7 @@ from distill.model.load import DtypeName, load_model
 from distill.recipe.train import Lora
 from distill.train.checkpoints import flush, flush_tree
 from distill.train.lora import merge_adapter
+from distill.train.saving import PROJECTIONS
 
 
 def save_student(
@@ -44,7 +45,8 @@ def save_student(
             assert isinstance(model, PreTrainedModel)
             _save(model, state, partial, dtype)
         tokenizer.save_pretrained(str(partial))
-        (partial / "training_args.bin").unlink(missing_ok=True)
+        for name in ("training_args.bin", PROJECTIONS):
+            (partial / name).unlink(missing_ok=True)
         flush_tree(partial)  # before the manifest says that it is there
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)

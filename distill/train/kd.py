@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -15,10 +17,11 @@ from trl import SFTConfig, SFTTrainer
 from distill.errors import DistillError
 from distill.objectives.divergences import Objective
 from distill.objectives.head import Form
+from distill.objectives.matching import Matching
 from distill.train.finite import FiniteCheck
 from distill.train.forward import LossOutput, attach_loss_head
 from distill.train.rollouts import COUNTS, Rollouts
-from distill.train.saving import GuardedTrainer
+from distill.train.saving import PROJECTIONS, GuardedTrainer
 from distill.train.signals import Signal
 
 
@@ -47,6 +50,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         chunk_tokens: int | None = None,
         form: Form = "torch",
         rollouts: Rollouts | None = None,
+        matching: Matching | None = None,
     ) -> None:
         assert (signal is None) == (objective.ce_weight == 1.0)
         super().__init__(
@@ -58,12 +62,15 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
             callbacks=[finite, *callbacks],
             peft_config=peft_config,
         )
-        attach_loss_head(model, objective, chunk_tokens, form)
+        if matching is not None:
+            matching.to(self.args.device)
+        attach_loss_head(model, objective, chunk_tokens, form, matching)
         # Makes the Trainer count the scored tokens of a whole step, and leave their division to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.signal = signal
         self.finite = finite
-        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._matching = matching
+        self._sums = torch.zeros(6, dtype=torch.float64)
         self._rollouts = rollouts
         if rollouts is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise DistillError(
@@ -100,14 +107,28 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         items = torch.as_tensor(num_items_in_batch, device=output.loss.device).clamp(min=1)
         return output.loss / items * self.accelerator.num_processes
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The projections of hidden-state matching stand beside the model in its checkpoints: they are no part of it."""
+        super()._save(output_dir, state_dict)
+        if self._matching is not None and output_dir is not None:
+            weights = {name: weight.cpu().contiguous() for name, weight in self._matching.weights().items()}
+            save_file(weights, Path(output_dir) / PROJECTIONS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._matching is not None:
+            self._matching.load(load_file(Path(resume_from_checkpoint) / PROJECTIONS))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds means over the tokens scored since the last log, over all processes."""
         sums = self.accelerator.reduce(self._sums.to(self.args.device, torch.float32)).tolist()
         self._sums.zero_()
         weight = sums[4]
         if weight > 0:
-            names = ("divergence", "cross_entropy", "agreement", "accuracy")
-            means = {name: total / weight for name, total in zip(names, sums, strict=False)}
+            names = ("divergence", "cross_entropy", "agreement", "accuracy", "", "matching")
+            means = {name: total / weight for name, total in zip(names, sums, strict=True) if name}
+            if self._matching is None:
+                del means["matching"]
             if self.signal is None:
                 del means["divergence"], means["agreement"]
             logs.update(means)

@@ -13,6 +13,8 @@ from transformers import Trainer
 from distill.train.checkpoints import write_checkpoint
 from distill.train.finite import FiniteCheck
 
+PROJECTIONS = "projections.safetensors"  # of hidden-state matching, in a checkpoint
+
 
 class GuardedTrainer(Trainer):
     """To be named before the trainer it guards: `class KDTrainer(GuardedTrainer, SFTTrainer)`."""

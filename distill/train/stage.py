@@ -12,7 +12,7 @@ from rich.console import Console
 from distill.errors import DataError, DistillError
 from distill.recipe.schema import Recipe, Student
 from distill.recipe.signals import StoredSignal
-from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, OnPolicyEntry, SftEntry
+from distill.recipe.train import Entry, KdEntry, LmEntry, OnPolicyEntry, PairsEntry, SftEntry
 from distill.runs import Run, StageFolder, digest_of, path_digest
 from distill.track import Tracker
 from distill.train.checkpoints import CHECKPOINTS, LM_CHECKPOINT
@@ -153,7 +153,7 @@ def _train_chats(
     recipe: Recipe,
     student: Student,
     run: Run,
-    entry: SftEntry | KdEntry | OnPolicyEntry | DpoEntry,
+    entry: SftEntry | KdEntry | OnPolicyEntry | PairsEntry,
     folder: StageFolder,
     processes: Processes,
     tracker: Tracker | None,
@@ -256,7 +256,7 @@ def _line(entry: Entry, metrics: dict[str, Any]) -> str:
     if isinstance(entry, LmEntry):
         speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
         return f"{entry.name}: {entry.steps} steps, loss {metrics['loss']:.4f}, {speed}"
-    name = {"sft": "accuracy", "kd": "divergence", "on_policy": "divergence", "dpo": "reward_margin"}[entry.objective]
+    name = {"sft": "accuracy", "kd": "divergence", "on_policy": "divergence"}.get(entry.objective, "reward_margin")
     value = metrics.get(f"final_{name}")
     parts = [
         f"{metrics['steps']} steps",

@@ -27,6 +27,7 @@ ENTRIES: tuple[dict[str, Any], ...] = (
     {"objective": "kd", "micro_batch_size": 2},
     {"objective": "on_policy", "micro_batch_size": 2, "lmbda": 0.5, "rollout": {"max_new_tokens": 8}},
     {"objective": "dpo", "micro_batch_size": 2},
+    {"objective": "simpo", "micro_batch_size": 2},
 )
 
 
@@ -59,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Recipe
     return {1: (recipes[1], alone.text(), ""), 2: (recipes[2], out, err)}
 
 
-@pytest.mark.parametrize("name", ["sft", "kd", "on_policy", "dpo"])
+@pytest.mark.parametrize("name", ["sft", "kd", "on_policy", "dpo", "simpo"])
 def test_losses_do_not_depend_on_the_number_of_processes(
     finished: dict[int, tuple[Recipe, str, str]], name: str
 ) -> None:
@@ -78,7 +79,14 @@ def test_losses_do_not_depend_on_the_number_of_processes(
 
 def test_one_process_speaks_and_nobody_warns(finished: dict[int, tuple[Recipe, str, str]]) -> None:
     for _, out, err in finished.values():
-        assert [line.split(":")[0] for line in out.splitlines()] == ["student-base", "sft", "kd", "on_policy", "dpo"]
+        assert [line.split(":")[0] for line in out.splitlines()] == [
+            "student-base",
+            "sft",
+            "kd",
+            "on_policy",
+            "dpo",
+            "simpo",
+        ]
         assert err == ""
 
 
