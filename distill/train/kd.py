@@ -108,7 +108,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         return output.loss / items * self.accelerator.num_processes
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The projections of hidden-state matching stand beside the model in its checkpoints: they are no part of it."""
+        """The projections of hidden-state matching stand beside the model in checkpoints, not in it."""
         super()._save(output_dir, state_dict)
         if self._matching is not None and output_dir is not None:
             weights = {name: weight.cpu().contiguous() for name, weight in self._matching.weights().items()}
