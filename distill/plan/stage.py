@@ -39,6 +39,7 @@ from distill.plan.roofline import (
 )
 from distill.plan.shapes import ModelShape, ModelSize, pruned, read_size, scratch_shape
 from distill.recipe.generate import Job
+from distill.recipe.quantize import Qat
 from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher, Teacher
 from distill.recipe.train import KdEntry, OnPolicyEntry
@@ -180,7 +181,10 @@ def _serving(recipe: Recipe, gpu: Gpu, student: ModelSize | None, teacher: Model
     if student is not None:
         rows.append(_served("student", student.shape, student.parameters * value_bytes, value_bytes, recipe, gpu))
         for quantizer in recipe.quantize:
-            weights = quantized_weight_bytes(student.shape, quantizer)
+            trained = recipe.trained_grid(quantizer.of or recipe.train[-1].name)
+            scheme = trained if isinstance(quantizer, Qat) else quantizer
+            assert scheme is not None, "the recipe refuses qat of a student that was trained on no grid"
+            weights = quantized_weight_bytes(student.shape, scheme)
             rows.append(_served(quantizer.name, student.shape, weights, value_bytes, recipe, gpu))
     return rows
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.errors import DistillError
+from distill.model.linears import linears_of
 
 _TOKENS_PER_BATCH = 4096
 
@@ -76,35 +77,6 @@ def pad_batches(rows: Sequence[Sequence[int]], *, max_length: int, tokens: int =
         lengths = torch.tensor([len(row) for row in chunk])
         batches.append(Batch(ids, torch.arange(width) < lengths[:, None]))
     return batches
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder layers: the one list as long as the config says, each item with linears inside."""
-    wanted = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == wanted and all(len(linears_of(m)) >= 2 for m in module)
-    ]
-    kind = type(model).__name__
-    if len(found) != 1:
-        raise DistillError(
-            f"{kind}: {len(found)} lists of {wanted} decoder layers made of linears, where one is needed",
-            remedy="use method nf4 or int8, which need no calibration",
-        )
-    name, layers = found[0]
-    for parameter_name, parameter in layers.named_parameters():
-        if parameter.ndim > 2:
-            raise DistillError(
-                f"{kind}: {name}.{parameter_name} fuses several weights in one tensor (experts)",
-                remedy="use method nf4 or int8",
-            )
-    return name, layers
-
-
-def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
-    """Linears inside a layer, by name."""
-    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
 
 
 @torch.no_grad()

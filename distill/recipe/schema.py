@@ -11,7 +11,7 @@ from distill.recipe.base import Section
 from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
 from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
-from distill.recipe.train import Entry, KdEntry, LmEntry, OnPolicyEntry
+from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry
 
 
 class Serve(Section):
@@ -101,6 +101,11 @@ class Recipe(Section):
         names = [entry.name for entry in self.train]
         index = names.index(entry_name)
         return self.train[index].init or (names[index - 1] if index else "student")
+
+    def trained_grid(self, entry_name: str) -> FakeQuantization | None:
+        """The grid on which a train entry rounds its student's weights."""
+        entry = next(entry for entry in self.train if entry.name == entry_name)
+        return entry.quantize if isinstance(entry, KdEntry) else None
 
     def _teacher_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between teachers and the jobs that name them."""
@@ -207,6 +212,10 @@ class Recipe(Section):
                 yield ("quantize", index), "there is no train entry to quantize", ()
             elif quantizer.of is not None and quantizer.of not in trained:
                 yield ("quantize", index, "of"), f"no train entry '{quantizer.of}'", trained
+            if quantizer.method == "qat" and trained:
+                name = quantizer.of or trained[-1]
+                if name in trained and self.trained_grid(name) is None:
+                    yield ("quantize", index, "method"), f"'{name}' was not trained on a grid: set its quantize", ()
             if quantizer.method in ("gptq", "awq"):
                 data = quantizer.calibration.data
                 if data is not None and data not in jobs and not _is_path(data):

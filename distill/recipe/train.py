@@ -78,6 +78,14 @@ class HiddenMatching(Section):
     measure: Literal["mse", "cosine"] = "mse"
 
 
+class FakeQuantization(Section):
+    """The grid on which the weights of the decoder layers' linears are rounded while they are trained."""
+
+    bits: Literal[3, 4, 8] = 4
+    group_size: int = Field(default=128, ge=8)
+    symmetric: bool = True
+
+
 class KdEntry(EntryCommon, DivergenceFields):
     """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
 
@@ -86,6 +94,7 @@ class KdEntry(EntryCommon, DivergenceFields):
     packing: bool = False
     signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
     matching: HiddenMatching | None = Field(default=None, description="of a live teacher's hidden states, beside")
+    quantize: FakeQuantization | None = Field(default=None, description="train for a quantized student (method qat)")
 
     @property
     def needs_weights(self) -> bool:
@@ -95,7 +104,9 @@ class KdEntry(EntryCommon, DivergenceFields):
         return not isinstance(self.signal, StoredSignal)
 
     def signal_problem(self) -> tuple[str, str] | None:
-        """(key, problem) where the objective asks of the signal what it cannot give."""
+        """(key, problem) where the objective asks for what signal or adapters cannot give."""
+        if self.quantize is not None and self.lora is not None:
+            return "quantize", "rounds the weights that are trained, which adapters leave alone: leave lora out"
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
         if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):

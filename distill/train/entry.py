@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
+from distill.model.fake_quant import attach_fake_quantization
 from distill.model.load import DtypeName, load_model, load_tokenizer, require_chat_template
+from distill.model.scales import Grid
 from distill.quiet import quiet
 from distill.recipe.train import DpoEntry, KdEntry, KtoEntry, OnPolicyEntry, PairsEntry, SftEntry, SimpoEntry
 from distill.runs import StageFolder
@@ -24,14 +26,14 @@ from distill.train.arguments import common_arguments, uses_bfloat16
 from distill.train.batches import Pairs, Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
 from distill.train.callbacks import Stop, TokenCount, Watch
 from distill.train.checkpoints import CHECKPOINTS, Found, newest_whole, remove_after
-from distill.train.export import save_student
+from distill.train.export import save_student, stored_dtype
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
 from distill.train.preference import preference_trainer
 from distill.train.processes import Processes
 from distill.train.rollouts import Rollouts
-from distill.train.settings import form_of, matching_of, objective_of
+from distill.train.settings import form_of, grids_for, matching_of, objective_of
 from distill.train.signals import Place, open_signal
 from distill.train.unpaired import Answers, read_answers
 
@@ -82,7 +84,7 @@ def train_entry(
         watch = Watch(count, stop, tracker, console if processes.is_first else None, entry.name)
         finite = FiniteCheck(entry.name, order, rows.places, [str(path) for path in source.data])
         checkpoints = folder.path / CHECKPOINTS
-        trainer = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
+        trainer, grids = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
         found = _resume(checkpoints, processes, tracker, console, entry.name)
         try:
             with stop.listening():
@@ -100,6 +102,7 @@ def train_entry(
             dtype=source.dtype,
             lora=entry.lora,
             trust_remote_code=source.trust_remote_code,
+            grids=grids,
         )
     return _metrics(entry, rows, watch, steps, processes, trainer)
 
@@ -125,10 +128,12 @@ def _trainer(
     processes: Processes,
     watch: Watch,
     finite: FiniteCheck,
-) -> Trainer:
+) -> tuple[Trainer, dict[str, Grid]]:
+    """The entry's trainer, and the grids that the student's weights are rounded to while it trains."""
     # LoRA's frozen base may stay as it is stored; weights that are trained are float32, for bfloat16 loses updates.
     dtype: DtypeName = "stored" if entry.lora is not None and uses_bfloat16(entry) else "float32"
     model = load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code)
+    grids = grids_for(entry, model)
     arguments = common_arguments(entry, steps=steps, processes=processes.size, checkpoints=checkpoints)
     peft_config = adapter_config(entry.lora) if entry.lora is not None else None
     if not isinstance(entry, SftEntry | KdEntry | OnPolicyEntry):
@@ -146,8 +151,9 @@ def _trainer(
             peft_config=peft_config,
         )
         trainer.remove_callback(PrinterCallback)
-        return trainer
+        return trainer, grids
     assert isinstance(rows, Sequences)
+    attach_fake_quantization(model, grids, stored_dtype(model, source.dtype))
     # The collator picks the columns: the trainer would drop the row ids, by which stored signals find their rows.
     prepared = {"skip_prepare_dataset": True}
     config = SFTConfig(**arguments, dataset_kwargs=prepared, remove_unused_columns=False)
@@ -178,7 +184,7 @@ def _trainer(
         matching=matching_of(entry, model, signal_of),
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    return trainer, grids
 
 
 def _columns(rows: Sequences) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.errors import DistillError
+from distill.model.linears import grids_of
+from distill.model.scales import Grid
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
 from distill.objectives.head import Form
 from distill.objectives.matching import Matching
-from distill.recipe.train import KdEntry, OnPolicyEntry, SftEntry
+from distill.recipe.train import EntryCommon, KdEntry, OnPolicyEntry, SftEntry
 from distill.train.live import LiveTeacher
 from distill.train.signals import Signal
 
@@ -41,6 +43,14 @@ def matching_of(
         weight=entry.matching.weight,
         seed=entry.seed,
     )
+
+
+def grids_for(entry: EntryCommon, student: PreTrainedModel) -> dict[str, Grid]:
+    """The grid of each linear that is rounded while the entry trains; none without `quantize`."""
+    if not isinstance(entry, KdEntry) or entry.quantize is None:
+        return {}
+    asked = entry.quantize
+    return grids_of(student, bits=asked.bits, group_size=asked.group_size, symmetric=asked.symmetric)
 
 
 def objective_of(entry: SftEntry | KdEntry | OnPolicyEntry) -> Objective:
