@@ -68,12 +68,17 @@ class DivergenceFields(Section):
     kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
 
 
+class LayerPair(Section):
+    """A layer of each model: 0 is the embeddings, n the output of the n-th layer."""
+
+    student: int = Field(ge=0)
+    teacher: int = Field(ge=0)
+
+
 class HiddenMatching(Section):
     """Hidden states of some of the student's layers pulled to the teacher's, through projections trained along."""
 
-    layers: tuple[tuple[int, int], ...] = Field(
-        min_length=1, description="pairs [student layer, teacher layer]: 0 is the embeddings, n the n-th layer's output"
-    )
+    layers: tuple[LayerPair, ...] = Field(min_length=1, description="whose states are compared")
     weight: float = Field(default=1.0, gt=0, description="loss = the entry's own + weight x mean distance")
     measure: Literal["mse", "cosine"] = "mse"
 

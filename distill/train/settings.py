@@ -27,16 +27,17 @@ def matching_of(
         return None
     assert isinstance(teacher, LiveTeacher), "the recipe refuses other signals"
     configs = [model.config.get_text_config() for model in (student, teacher.model)]
-    for pair in entry.matching.layers:
+    pairs = tuple((pair.student, pair.teacher) for pair in entry.matching.layers)
+    for pair in pairs:
         for side, layer, config in zip(("student", "teacher"), pair, configs, strict=True):
             if not 0 <= layer <= config.num_hidden_layers:
                 raise DistillError(
                     f"{entry.name}: matching names layer {layer} of the {side}, which has {config.num_hidden_layers}",
                     remedy="number layers from 1; 0 is the embeddings",
                 )
-    teacher.layers = tuple(theirs for _, theirs in entry.matching.layers)
+    teacher.layers = tuple(theirs for _, theirs in pairs)
     return Matching(
-        entry.matching.layers,
+        pairs,
         student=configs[0].hidden_size,
         teacher=configs[1].hidden_size,
         measure=entry.matching.measure,

@@ -26,7 +26,7 @@ from distill.train.callbacks import Watch
 from distill.train.saving import PROJECTIONS
 from tests.train import tiny
 
-MATCHING = {"layers": [[0, 0], [1, 2]], "weight": 0.3}
+MATCHING = {"layers": [{"student": 0, "teacher": 0}, {"student": 1, "teacher": 2}], "weight": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +112,13 @@ def test_resumed_equals_uninterrupted_and_nothing_of_it_is_exported(
 
 
 def test_mistakes_are_named(world: Path, tmp_path: Path) -> None:
-    wrong = {"matching": {"layers": [[2, 2]]}}
+    wrong = {"matching": {"layers": [{"student": 2, "teacher": 2}]}}
     with pytest.raises(DistillError, match="matching names layer 2 of the student, which has 1 -> number layers"):
         train(recipe_of(world, "wrong", **wrong))
     (tmp_path / "r.yaml").write_text(
         "name: r\nteacher: {kind: embedded, model: m}\nstudent: {model: m}\n"
-        "train: [{name: k, objective: kd, data: [a.parquet], signal: {kind: top_k}, matching: {layers: [[1, 1]]}}]\n"
+        "train: [{name: k, objective: kd, data: [a.parquet], signal: {kind: top_k}, "
+        "matching: {layers: [{student: 1, teacher: 1}]}}]\n"
     )
     with pytest.raises(DistillError, match="matching: only a live teacher"):
         load_recipe(tmp_path / "r.yaml")

@@ -1,4 +1,4 @@
-"""Quantization-aware distillation: the quantized student is the one that was trained, and better than rounding after."""
+"""Quantization-aware distillation: the quantized student is the trained one, and better than rounding after."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recipe_of(world: Path, grid: dict[str, Any], **entry: Any) -> Recipe:
     return tiny.recipe(
         world,
         {"objective": "kd", "quantize": grid, **entry},
-        student={"model": str(world / "teacher"), "dtype": entry.pop("dtype", "float32")},
+        student={"model": str(world / "teacher"), "dtype": "float32"},
         quantize=[{"name": "q", "method": "qat"}],
     )
 
