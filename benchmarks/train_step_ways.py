@@ -108,9 +108,11 @@ def ours_off_policy(setting: Setting) -> Trainer:
 
 def ours_on_policy(setting: Setting) -> Trainer:
     """on_policy, reverse KL, every step the student's own answers."""
-    rollout = Rollout(max_new_tokens=setting.max_new_tokens, attention="triton" if setting.triton else "torch")
+    rollout = Rollout(max_new_tokens=setting.max_new_tokens)
     entry = OnPolicyEntry(objective="on_policy", divergence="reverse_kl", rollout=rollout, **_entry(setting))
-    rollouts = Rollouts(setting.student, tokenizer(), entry, rows=setting.batch, collate=collator(PAD))
+    rollouts = Rollouts(
+        setting.student, tokenizer(), entry, rows=setting.batch, collate=collator(PAD), bfloat16=setting.bfloat16
+    )
     return _ours(setting, entry, rollouts)
 
 

@@ -19,10 +19,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from distill.errors import DistillError, system_trouble
-from distill.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from distill.recipe.schema import Recipe  # benchmarks write their results where pydantic is not installed
 
 MANIFEST = "manifest.json"
 _BEGUN = "inputs.json"

@@ -63,7 +63,7 @@ def packed_attention(
         rows = placement.head_rows(batch.cache, k.shape[0])
         batch.cache.write(layer, rows, new_k.transpose(0, 1), new_v.transpose(0, 1))
     if placement.tables is not None:
-        return _by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
+        return attend_by_kernels(batch, placement.tables, layer, query, sliding_window, scale, softcap), None
     if not placement.segments:
         return _decode(batch, layer, q, sliding_window, scale, softcap).unsqueeze(0), None
     out = q.new_empty(q.shape[1], q.shape[0], v.shape[-1])
@@ -89,7 +89,7 @@ def attention_by(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def _by_kernels(
+def attend_by_kernels(
     batch: PackedBatch,
     tables: KernelTables,
     layer: int,
@@ -106,9 +106,11 @@ def _by_kernels(
     q = query[0].transpose(0, 1)
     parts = []
     if tables.decode is not None:
-        table, lengths = tables.decode
-        single = q[: batch.num_decode]
-        parts.append(paged_decode(single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap))
+        single, (table, lengths) = q[: batch.num_decode], tables.decode
+        own = paged_decode(
+            single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap, width=tables.width
+        )
+        parts.append(own)
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill
         rest = q[batch.num_decode :]

@@ -204,6 +204,14 @@ class PackedBatch:
     stored: torch.Tensor | None = None  # the tokens whose K and V are stored, ascending; None: all
     observe: Observer | None = None
 
+    def token_slots(self, layer: int) -> torch.Tensor:
+        """Where a layer keeps each token of the batch, [T]: block x block_size + offset; -1 where it does not."""
+        slots = self.placement(layer).slots
+        assert slots is not None
+        if self.stored is None:
+            return slots
+        return slots.new_full((self.input_ids.shape[1],), -1).index_copy_(0, self.stored, slots)
+
     def placement(self, layer: int) -> Placement:
         """Where a layer finds its tokens."""
         return self.placements[0 if self.cache is None else self.cache.groups[layer]]

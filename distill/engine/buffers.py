@@ -8,23 +8,25 @@ import numpy as np
 import torch
 
 
-class _Buffer:
-    """One array. On a GPU it is put together in pinned memory, and copied without waiting."""
+class Buffer:
+    """One array, at a fixed address. On a GPU it is put together in pinned memory, and copied without waiting. `whole`
+    has `before` numbers more, zeros in front of it that no `put` writes."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, size: int) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, size: int, *, before: int = 0) -> None:
         on_gpu = device.type == "cuda"
         self.size = size
-        self._host = torch.empty(size, dtype=dtype, pin_memory=on_gpu)
+        self.whole = torch.zeros(before + size, dtype=dtype, device=device)
+        self.there = self.whole[before:]
+        self._host = self.there if device.type == "cpu" else torch.empty(size, dtype=dtype, pin_memory=on_gpu)
         self._array = self._host.numpy()
-        self._there = torch.empty(size, dtype=dtype, device=device) if device.type != "cpu" else self._host
         self._copied = torch.cuda.Event() if on_gpu else None
 
     def put(self, array: np.ndarray) -> torch.Tensor:
         if self._copied is not None:
             self._copied.synchronize()  # the last step's copy may still be under way
         self._array[: array.size] = array.ravel()
-        there = self._there[: array.size]
-        if self._there is not self._host:
+        there = self.there[: array.size]
+        if self.there is not self._host:
             there.copy_(self._host[: array.size], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
@@ -37,14 +39,14 @@ class StepBuffers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._buffers: dict[tuple[str, Hashable], _Buffer] = {}
+        self._buffers: dict[tuple[str, Hashable], Buffer] = {}
         self.num_allocations = 0
 
     def put(self, name: str, array: np.ndarray, *, part: Hashable = None) -> torch.Tensor:
         """The array on the device; `part` tells apart arrays of one name that a step needs at once."""
         buffer = self._buffers.get((name, part))
         if buffer is None or buffer.size < array.size:
-            buffer = _Buffer(torch.from_numpy(array).dtype, self.device, 2 * array.size)
+            buffer = Buffer(torch.from_numpy(array).dtype, self.device, 2 * array.size)
             self._buffers[name, part] = buffer
             self.num_allocations += 1
         return buffer.put(array)

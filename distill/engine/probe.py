@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from distill.engine.attention import NAME, attention_by
-from distill.engine.batch import PackedBatch, Placement, Segment
+from distill.engine.batch import Observer, PackedBatch, Placement, Segment
 from distill.engine.kv_cache import LayerShape
 from distill.errors import EngineError
+
+if TYPE_CHECKING:
+    from distill.engine.fusion import Fusion
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LENGTHS = (2, 3)  # two sequences in one batch: anything that leaks from one to the other shows
@@ -44,18 +50,60 @@ def inspect_model(model: PreTrainedModel, *, compare: bool) -> Structure:
     return Structure(layers, dtype, _context(config), windows)
 
 
-def forward(model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of the batch's tokens `rows`, [rows, vocabulary]; transformers' own forward with our attention."""
-    with attention_by(model, NAME):
+def forward(
+    model: PreTrainedModel, batch: PackedBatch, rows: torch.Tensor | None, fusion: Fusion | None = None
+) -> torch.Tensor:
+    """Logits of the batch's tokens `rows` (None: of all), [rows, vocabulary]; transformers' own forward with our
+    attention, its layers in their fused form where there is one."""
+    with attention_by(model, NAME), fusion.active() if fusion is not None else nullcontext():
         output = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            logits_to_keep=rows,
+            logits_to_keep=0 if rows is None else rows,
             packed_batch=batch,
         )
     logits: torch.Tensor = output.logits
     return logits[0]
+
+
+@torch.inference_mode()
+def fuse(model: PreTrainedModel, structure: Structure) -> Fusion | None:
+    """The fused form of the model's layers, if they have one and it gives the same logits."""
+    from distill.engine.fusion import Fusion  # Triton is not installed everywhere
+
+    fusion = Fusion(model, structure.windows)
+    if not len(fusion):
+        return None
+    rows = torch.arange(sum(_LENGTHS), device=model.device)
+    plain = forward(model, _probe_batch(model), rows).float()
+    distance = float((forward(model, _probe_batch(model), rows, fusion).float() - plain).norm() / plain.norm())
+    if not distance < _tolerance(model):
+        name = type(model).__name__
+        warnings.warn(f"{name} runs unfused: its fused layers differ by {distance:.2g}", UserWarning, stacklevel=2)
+        return None
+    return fusion
+
+
+def _probe_tokens(model: PreTrainedModel) -> list[list[int]]:
+    vocab_size = model.config.get_text_config().vocab_size
+    return [[(7 * i + 3 * n + 1) % vocab_size for i in range(n)] for n in _LENGTHS]
+
+
+def _probe_batch(model: PreTrainedModel, observer: Observer | None = None) -> PackedBatch:
+    """Two short sequences, without a cache."""
+    return PackedBatch(
+        input_ids=torch.tensor([sum(_probe_tokens(model), [])], device=model.device),
+        position_ids=torch.tensor([[i for n in _LENGTHS for i in range(n)]], device=model.device),
+        num_decode=0,
+        placements=[Placement([Segment(0, _LENGTHS[0], 0, None), Segment(_LENGTHS[0], sum(_LENGTHS), 0, None)])],
+        observe=observer,
+    )
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """Relative distance of logits that rounding explains."""
+    return 1e-3 if all(p.dtype == torch.float32 for p in model.parameters()) else 0.1
 
 
 @torch.inference_mode()
@@ -65,7 +113,6 @@ def _observe(
     """Run two short sequences as one batch; note what each layer asks of attention."""
     config = model.config.get_text_config()
     device: torch.device = model.device
-    tokens = [[(7 * i + 3 * n + 1) % config.vocab_size for i in range(n)] for n in _LENGTHS]
     seen: dict[int, LayerShape] = {}
     windows: dict[int, int | None] = {}
 
@@ -76,16 +123,8 @@ def _observe(
         windows[layer] = window
         dtypes.update((key.dtype, value.dtype))
 
-    total = sum(_LENGTHS)
-    batch = PackedBatch(
-        input_ids=torch.tensor([sum(tokens, [])], device=device),
-        position_ids=torch.tensor([[i for n in _LENGTHS for i in range(n)]], device=device),
-        num_decode=0,
-        placements=[Placement([Segment(0, _LENGTHS[0], 0, None), Segment(_LENGTHS[0], total, 0, None)])],
-        observe=observer,
-    )
     try:
-        packed = forward(model, batch, torch.arange(total, device=device)).float()
+        packed = forward(model, _probe_batch(model, observer), torch.arange(sum(_LENGTHS), device=device)).float()
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
         raise _refusal(name, f"fails on a packed batch ({type(error).__name__}: {error})") from error
     if sorted(seen) != list(range(config.num_hidden_layers)):
@@ -95,11 +134,14 @@ def _observe(
     _check_windows(name, config, windows)
     if compare:
         with attention_by(model, "eager"):  # the definition; sdpa leaves out soft-capping in some versions
-            own = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in tokens]
+            own = [
+                model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
+                for ids in _probe_tokens(model)
+            ]
         reference = torch.cat(own).float()
         distance = float((packed - reference).norm() / reference.norm().clamp_min(1e-9))
-        exact = dtypes == {torch.float32} and all(p.dtype == torch.float32 for p in model.parameters())
-        if not distance < (1e-3 if exact else 0.1):
+        # attention in 16 bits under weights in 32 is autocast's
+        if not distance < (_tolerance(model) if dtypes == {torch.float32} else 0.1):
             raise _refusal(name, f"gives other logits in a packed batch than alone (relative error {distance:.2g})")
     order = range(config.num_hidden_layers)
     return [seen[layer] for layer in order], dtypes.pop(), [windows[layer] for layer in order]

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,14 +18,16 @@ from distill.engine.batch import Work, pack
 from distill.engine.buffers import StepBuffers
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
 from distill.engine.detokenize import TextTail
+from distill.engine.graphs import DecodeGraphs
 from distill.engine.kv_cache import PagedKVCache
+from distill.engine.overlap import Launched, Relay, expect_tokens, rewind
 from distill.engine.paging.block_tables import BlockTables
 from distill.engine.paging.blocks import BlockPool
 from distill.engine.paging.groups import group_layers, one_group
 from distill.engine.paging.memory import make_caches
 from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
-from distill.engine.probe import forward, inspect_model
+from distill.engine.probe import forward, fuse, inspect_model
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
@@ -51,10 +54,8 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._team = team  # the other processes that hold a share of the model
-        self.config = config
         self.device: torch.device = model.device
-        if config.attention == "triton" and find_spec("triton") is None:
-            raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
+        self.config = config = _resolved(config, self.device)
         structures = [inspect_model(model, compare=config.probe)]
         if draft is not None:
             if team is not None:
@@ -62,12 +63,15 @@ class Engine:
             check_pair(model, tokenizer, draft)
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
+        kernels = config.attention == "triton" and team is None
+        self._fusion = fuse(model, structure) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
         self.speculation: Speculation | None = None
+        self.graphs: DecodeGraphs | None = None
         self._prefix: PrefixCache | None = None
         tables: BlockTables | None = None
         if config.use_kv_cache:
@@ -76,10 +80,16 @@ class Engine:
             layouts = [(groups, structure.dtype), *((one_group(s.layers), s.dtype) for s in structures[1:])]
             self.cache, *others = make_caches(layouts, config, self.max_model_len, self.device)
             count, windows = self.cache.num_blocks, groups.windows
+            has_graphs = config.attention == "triton" and config.cuda_graphs
+            if has_graphs and len(windows) == 1 and team is None and draft is None:
+                count -= 1  # one block is theirs
             self.max_model_len = groups.longest(count, block_size=size, chunk=chunk, limit=self.max_model_len)
             self.pool = BlockPool(count, num_homes=len(windows))
             self._prefix = PrefixCache(self.pool, block_size=size, enabled=config.prefix_cache, windows=windows)
             tables = BlockTables(self.pool, windows, block_size=size, chunk=chunk)
+            if count < self.cache.num_blocks:
+                limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
+                self.graphs = DecodeGraphs(model, self.cache, self._fusion, **limits)
             if draft is not None:
                 drafter = Drafter(
                     draft.model, others[0], config, max_length=structures[1].max_length, target_vocab=self.vocab_size
@@ -98,10 +108,20 @@ class Engine:
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
         )
         self._buffers = StepBuffers(self.device)
+        self._relay: Relay | None = None
+        if config.overlap and config.use_kv_cache and team is None and draft is None:
+            empty = torch.zeros(config.max_batch, dtype=torch.int64, device=self.device)
+            self._relay = Relay(self.graphs.tokens if self.graphs is not None else empty)
+        self._launched: Launched | None = None
+        self._read_at = 0.0  # when the tokens of a launched step were read last
+        self._num_special = 0  # requests whose tokens must be known before the next step
         self._sequences: dict[str, Sequence] = {}
         self._seeds = random.Random(config.seed)
         self._grammars = Grammars(tokenizer, vocab_size=self.vocab_size, end_ids=self.eos_ids)
         self.stats = EngineStats()
+        if self.graphs is not None and config.capture_at_start:
+            with torch.inference_mode():
+                self.graphs.capture()
 
     @property
     def has_work(self) -> bool:
@@ -167,6 +187,9 @@ class Engine:
             tail=tail,
             prompt_logprobs=[None] * len(prompt_ids) if params.prompt_logprobs is not None else [],
         )
+        if self.graphs is not None and not self._sequences:
+            self.graphs.check_weights()
+        self._num_special += not params.is_plain
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -177,31 +200,96 @@ class Engine:
             self._forget(sequence)
 
     def forget_prefixes(self) -> None:
-        """Reuse nothing that was computed up to now. To be called between steps when the model's weights change."""
+        """Reuse nothing that was computed up to now."""
         if self.pool is not None:
             assert not self.has_work, "requests are under way"
             self._forget_blocks()
 
+    def weights_changed(self) -> None:
+        """To be called between requests when the model's weights are others, in place or elsewhere."""
+        self.forget_prefixes()
+        if self.graphs is not None:
+            self.graphs.check_weights()
+
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """Compute one batch: news of streamed requests, completions of finished ones."""
+        """Compute one batch: news of streamed requests, completions of finished ones. With `overlap` those are of the
+        batch before, which was computed meanwhile."""
+        try:
+            if self._relay is not None and not self._num_special:
+                return self._step_ahead(self._relay)
+            before, self._launched = self._launched, None
+            return self._collect(before) + self._step_alone()
+        except BaseException:
+            self._forget_blocks()  # those that this step was to fill can be found already
+            if self._launched is not None:
+                self._launched = None
+                for sequence in self._sequences.values():
+                    rewind(sequence)
+                self._scheduler.restart()
+            raise
+
+    def _step_alone(self) -> list[StepOutput]:
+        """Compute a batch and wait for its tokens."""
         started = time.perf_counter()
         works = self._scheduler.schedule()
         if not works:
             return []
-        try:
-            if self.speculation is not None:
-                works = self.speculation.extend(works, self.stats)
-            self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-            num_decode = sum(work.num_tokens for work in works if work.is_decode or work.num_draft)
-            rows = results.logit_rows(works)
-            if self._team is not None:
-                self._team.lead(works, rows)
-            outputs = self._advance(works, self._forward(works, rows))
-        except BaseException:
-            self._forget_blocks()  # those that this step was to fill can be found already
-            raise
+        if self.speculation is not None:
+            works = self.speculation.extend(works, self.stats)
+        self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
+        num_decode = sum(work.num_tokens for work in works if work.is_decode or work.num_draft)
+        rows = results.logit_rows(works)
+        if self._team is not None:
+            self._team.lead(works, rows)
+        outputs = self._advance(works, self._forward(works, rows))
         self._count(num_decode, sum(work.num_tokens for work in works) - num_decode, time.perf_counter() - started)
+        return outputs
+
+    def _step_ahead(self, relay: Relay) -> list[StepOutput]:
+        """Launch a batch, then read the tokens of the one before."""
+        works, before = self._scheduler.schedule(), self._launched
+        self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
+        launched = self._launch(works, relay) if works else None
+        self._launched = launched
+        return self._collect(before)
+
+    def _launch(self, works: list[Work], relay: Relay) -> Launched:
+        """Let the device compute a batch and choose its tokens."""
+        started = time.perf_counter()
+        sampling = [work.sequence for work in works if work.samples]
+        logits, tokens = self._replayed(works), None
+        if logits is None or any(sequence.params.temperature for sequence in sampling):
+            logits = self._computed(works, results.logit_rows(works)) if logits is None else logits
+            tokens = sampler.choose(logits, sampling) if sampling else None
+        launched = relay.send(works, tokens, started)
+        for work in works:
+            work.sequence.num_computed += work.num_tokens
+        expect_tokens(launched)
+        return launched
+
+    def _collect(self, launched: Launched | None) -> list[StepOutput]:
+        """Read the tokens of a step that was launched, and append them."""
+        outputs: list[StepOutput] = []
+        if launched is None:
+            return outputs
+        for sequence, length, token in launched.read():
+            if self._sequences.get(sequence.request_id) is not sequence:
+                continue  # aborted, or it ended a step ago
+            unknown = sequence.token_ids[length + 1 :]
+            del sequence.token_ids[length:]
+            sequence.num_unknown = len(unknown)
+            reason = self._append(sequence, Verdict([token], [None]))
+            output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
+            if output is not None:
+                outputs.append(output)
+            if reason is None:
+                sequence.token_ids += unknown
+                if self._prefix is not None:
+                    self._prefix.offer(sequence, 0)
+        now = time.perf_counter()
+        self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
+        self._read_at = now
         return outputs
 
     @torch.inference_mode()
@@ -217,9 +305,20 @@ class Engine:
             self._team.dismiss()
 
     def _forward(self, works: list[Work], rows: list[int]) -> torch.Tensor:
-        """Logits of the tokens `rows` of the packed batch."""
+        """Logits of the tokens `rows` of the packed batch, however they are computed best."""
+        logits = self._replayed(works)
+        return logits if logits is not None else self._computed(works, rows)
+
+    def _replayed(self, works: list[Work]) -> torch.Tensor | None:
+        """The same from a captured graph, where there is one for such a batch: a row a work."""
+        return self.graphs.compute(works) if self.graphs is not None and self.graphs.takes(works) else None
+
+    def _computed(self, works: list[Work], rows: list[int]) -> torch.Tensor:
         batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
-        return forward(self.model, batch, self._buffers.put("rows of logits", np.array(rows, dtype=np.int64)))
+        if self._relay is not None:
+            self._relay.complete(batch, works, self._buffers)
+        wanted = self._buffers.put("rows of logits", np.array(rows, dtype=np.int64))
+        return forward(self.model, batch, wanted, self._fusion)
 
     def generate(
         self,
@@ -303,6 +402,7 @@ class Engine:
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
+        self._num_special -= not sequence.params.is_plain
         self._scheduler.remove(sequence)
         if self.speculation is not None:
             self.speculation.drop(sequence.request_id)
@@ -332,6 +432,18 @@ class Engine:
             stats.prefill_seconds += seconds
         else:
             stats.decode_seconds += seconds
+
+
+def _resolved(config: EngineConfig, device: torch.device) -> EngineConfig:
+    """The configuration with the choices that it leaves to the engine."""
+    attention = config.attention
+    if attention == "auto":
+        able = device.type == "cuda" and config.use_kv_cache and config.kv_dtype == "auto"
+        attention = "triton" if able and find_spec("triton") is not None else "torch"
+    elif attention == "triton" and find_spec("triton") is None:
+        raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
+    overlap = device.type == "cuda" if config.overlap is None else config.overlap
+    return replace(config, attention=attention, overlap=overlap)
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:

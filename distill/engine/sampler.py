@@ -47,13 +47,7 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], 
     wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
     raw = logits[wanted] if wanted else None  # a copy: what follows writes into the logits
     shape(logits, sequences)
-    tokens = logits.argmax(-1)
-    drawn = [i for i, p in enumerate(params) if p.temperature > 0.0]
-    if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
-        chosen = [sequences[i] for i in drawn]
-        tokens[rows] = draw(distribution(logits[rows], chosen), [s.seed for s in chosen], chosen)
-    token_ids: list[int] = tokens.tolist()
+    token_ids: list[int] = choose(logits, sequences).tolist()
     reports: list[TokenLogprob | None] = [None] * len(sequences)
     if raw is not None:
         counts = [params[i].logprobs or 0 for i in wanted]
@@ -61,6 +55,17 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], 
         for i, report in zip(wanted, found, strict=True):
             reports[i] = report
     return token_ids, reports
+
+
+def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    """The next token of every sequence from its row of logits [R, V] as they stand, on their device."""
+    tokens = logits.argmax(-1)
+    drawn = [i for i, s in enumerate(sequences) if s.params.temperature > 0.0]
+    if drawn:
+        rows = _there(drawn, torch.int64, logits.device)
+        chosen = [sequences[i] for i in drawn]
+        tokens[rows] = draw(distribution(logits[rows].float(), chosen), [s.seed for s in chosen], chosen)
+    return tokens
 
 
 def shape(logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
@@ -114,7 +119,7 @@ def draw(weights: torch.Tensor, seeds: Seq[int], sequences: Seq[Sequence]) -> to
     """A token a row of weights [R, V]: the inverse of the cumulative distribution, in the order of token ids, at the
     uniform number of the row's seed and its sequence's position."""
     cumulative = weights.cumsum(-1, dtype=torch.float64)
-    noise = torch.from_numpy(noise_of(seeds, sequences)).to(weights.device).unsqueeze(1)
+    noise = _there(noise_of(seeds, sequences), torch.float64, weights.device).unsqueeze(1)
     target = noise * cumulative[:, -1:]
     # target < total except by rounding; the first index that reaches the total is the last token with any probability
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
@@ -135,7 +140,7 @@ def _thresholds(probs: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     threshold = probs.amax(-1, keepdim=True) * _column([p.min_p for p in params], probs)
     if all(p.top_p >= 1.0 and not p.top_k for p in params):
         return threshold
-    top_k = torch.tensor([min(p.top_k or vocab, vocab) for p in params], device=probs.device).unsqueeze(1)
+    top_k = _there([min(p.top_k or vocab, vocab) for p in params], torch.int64, probs.device).unsqueeze(1)
     top_p = _column([p.top_p for p in params], probs)
     # most distributions are so peaked that few candidates hold all the mass top-p asks for
     width = min(vocab, max(_NARROW, *(p.top_k for p in params)))
@@ -155,7 +160,12 @@ def _thresholds(probs: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+    return _there(values, like.dtype, like.device).unsqueeze(1)
+
+
+def _there(values: Seq[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers of the host on a device, which is not waited for."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:

@@ -73,13 +73,14 @@ class Scheduler:
         self._release(sequence)
 
     def schedule(self) -> list[Work]:
-        """The next step, decoding sequences first; empty iff there is nothing to do."""
+        """The next step, decoding sequences first; empty iff there is nothing to do, or only once a step under way is
+        over."""
         if self._tables is None or self._prefix is None:
             return self._whole_sequences()
         for sequence in self.running:
             self._tables.drop_passed(sequence)
         works = self._next(self._tables, self._prefix)
-        while not works and self.running:
+        while not works and self.running and not any(sequence.num_unknown for sequence in self.running):
             self._preempt(self.running[-1])  # nobody has blocks for his next chunk
             works = self._next(self._tables, self._prefix, admits=False)
         return works
@@ -137,7 +138,7 @@ class Scheduler:
         while index < len(self.running):
             sequence = self.running[index]
             index += 1
-            if sequence.num_pending != 1 or not sequence.num_computed or sequence.is_scoring:
+            if sequence.num_pending != 1 or not sequence.num_computed or sequence.is_scoring or sequence.is_full:
                 continue
             missing = tables.num_missing(sequence, sequence.num_computed + 1)
             if missing:
@@ -151,6 +152,11 @@ class Scheduler:
                 prefix.offer(sequence, 1)
             works.append(Work(sequence, 1))
         return works
+
+    def restart(self) -> None:
+        """Compute all running sequences anew: what was computed last is not there."""
+        for sequence in self.running[::-1]:
+            self._preempt(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -10,6 +10,7 @@ from distill.engine.paging.blocks import BlockScores
 from distill.engine.types import FinishReason, SamplingParams, TokenLogprob
 
 GONE = -1
+PENDING = -1
 
 
 @dataclass(eq=False)
@@ -28,6 +29,8 @@ class Sequence:
     tail: TextTail | None = None  # only where text is needed token by token
     num_computed: int = 0
     num_shared: int = 0
+    num_unknown: int = 0  # tokens at its end that are PENDING: a step under way samples them
+    row: int = 0  # of that step, where the last of them stands
     tables: list[list[int]] = field(default_factory=list)  # its blocks, a table for each group of layers
     num_dropped: list[int] = field(default_factory=list)  # of each, how many are GONE: its window has passed them
     digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were looked up
@@ -57,6 +60,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Those of them that are not computed yet."""
         return self.end - self.num_computed
+
+    @property
+    def is_full(self) -> bool:
+        """Its last token is sampled, though perhaps not known yet."""
+        return len(self.token_ids) >= self.max_length
 
     @property
     def samples(self) -> bool:

@@ -15,10 +15,12 @@ from distill.engine.sequence import GONE, Sequence
 @dataclass(frozen=True)
 class KernelTables:
     """`decode`: block table and lengths of the sequences that decode. `prefill`: block table, then first token (counted
-    from the first segment), length and context of each segment, and the longest length. None where there are none."""
+    from the first segment), length and context of each segment, and the longest length. None where there are none.
+    `width` [1]: blocks in a row of decode's table, where that is flat and only the device is to know them."""
 
     decode: tuple[torch.Tensor, torch.Tensor] | None
     prefill: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor], int] | None
+    width: torch.Tensor | None = None
 
 
 def make_tables(

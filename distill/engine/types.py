@@ -24,7 +24,11 @@ class EngineConfig:
     num_blocks: int | None = None  # overrides kv_bytes: room for block_size tokens of every layer, so many times
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
-    attention: Literal["torch", "triton"] = "torch"  # triton: kernels for CUDA, not measured on a GPU yet
+    attention: Literal["auto", "torch", "triton"] = "auto"  # triton: kernels for CUDA, taken there where they can be
+    cuda_graphs: bool = True  # where attention is by Triton: steps of pure decode are captured and replayed
+    capture_at_start: bool = False  # all batch sizes, instead of each when it comes up
+    overlap: bool | None = None  # launch the next step before the present one's tokens are read; None: on CUDA
+    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
@@ -91,6 +95,12 @@ class SamplingParams:
     def fewest_tokens(self) -> int:
         """The least max_tokens: 0 where there is something to do without sampling."""
         return 1 if self.prompt_logprobs is None else 0
+
+    @property
+    def is_plain(self) -> bool:
+        """True where logits, temperature, filters and seed alone decide, and nothing but tokens is asked for."""
+        asks = self.logprobs is not None or self.prompt_logprobs is not None or self.grammar is not None
+        return not (asks or self.has_penalties or self.logit_bias or self.min_tokens)
 
     @property
     def has_penalties(self) -> bool:

@@ -16,8 +16,9 @@ from distill.kernels.paged_kernels import decode_kernel, merge_kernel, prefill_k
 _TILE = 64  # keys of one step of the inner loop
 _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
-_TOKENS_A_SPLIT = 512
-_MAX_SPLITS = 32
+_PROGRAMS = 1024  # that decode is split into, where a batch has fewer (sequence, KV head) pairs: several for each SM
+_FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
+_MOST_SPLITS = 128
 
 
 def paged_decode(
@@ -30,14 +31,16 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    width: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token a sequence, the last of `lengths` [B] tokens in the cache: query [B, H, D], tables [B, M] -> [B, H, E].
-    How often a sequence is split depends on the width of the table alone, so nothing waits for the device."""
+    `width` [1]: M, where only the device is to know it; `tables` then is flat, and as long as it may become. How often
+    a sequence is split depends on shapes alone, so nothing waits for the device."""
     rows, heads, dim = query.shape
     kv_heads, size, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
-    reach = tables.shape[1] * size if window is None else min(window, tables.shape[1] * size)
-    splits = min(_MAX_SPLITS, triton.cdiv(reach, _TOKENS_A_SPLIT))
+    longest = tables.numel() // (rows if width is None else 1) * size
+    splits = num_splits(rows, kv_heads, longest if window is None else min(window, longest))
     partial = torch.empty(rows, kv_heads, splits, group, value_dim, dtype=torch.float32, device=query.device)
     stats = torch.empty(rows, kv_heads, splits, 2, group, dtype=torch.float32, device=query.device)
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
@@ -50,12 +53,13 @@ def paged_decode(
         lengths,
         partial,
         stats,
+        out,
         scale,
         softcap or 0.0,
         window or 0,
         query.stride(0),
         query.stride(1),
-        tables.stride(0),
+        tables.stride(0) if width is None else width,
         KV_HEADS=kv_heads,
         GROUP=group,
         ROWS=max(_SMALLEST_DOT, padded_group),
@@ -68,19 +72,33 @@ def paged_decode(
         SPLITS=splits,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
+        WIDTH_ON_DEVICE=width is not None,
     )
+    if splits == 1:
+        return out
     merge_kernel[(rows, kv_heads)](
         partial,
         stats,
+        lengths,
         out,
+        window or 0,
         KV_HEADS=kv_heads,
         GROUP=group,
         ROWS=padded_group,
         VALUE_DIM=value_dim,
         VALUE_PAD=triton.next_power_of_2(value_dim),
+        TILE=_TILE,
         SPLITS=splits,
+        HAS_WINDOW=window is not None,
     )
     return out
+
+
+def num_splits(rows: int, kv_heads: int, longest: int) -> int:
+    """Programs for each of B sequences and K KV heads of at most so many tokens; those without tokens end at once. A
+    power of two, as each number is compiled for itself."""
+    wanted = max(_FEWEST_SPLITS, _PROGRAMS // (rows * kv_heads))
+    return 1 << (min(wanted, _MOST_SPLITS, triton.cdiv(longest, _TILE)).bit_length() - 1)
 
 
 def varlen_prefill(

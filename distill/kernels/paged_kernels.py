@@ -41,6 +41,16 @@ def _online(scores, v, largest, total, sums):
 
 
 @triton.jit
+def _span(length, window, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """The first token that is seen, and how many tokens each split takes: whole tiles, so that a short sequence fills
+    few splits."""
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(length - window, 0)
+    return first, tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+
+
+@triton.jit
 def decode_kernel(
     query,
     keys,
@@ -49,6 +59,7 @@ def decode_kernel(
     lengths,
     partial,
     stats,
+    out,
     scale,
     softcap,
     window,
@@ -67,15 +78,18 @@ def decode_kernel(
     SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    WIDTH_ON_DEVICE: tl.constexpr,
 ):
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(length - window, 0)
-    share = tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
     begin = first + split * share
+    if begin >= length:
+        return
     end = tl.minimum(begin + share, length)
+    table_width = table_row
+    if WIDTH_ON_DEVICE:
+        table_width = tl.load(table_row)
     members, columns = tl.arange(0, ROWS), tl.arange(0, DIM_PAD)
     q = tl.load(
         query + row * query_row + (head * GROUP + members)[:, None] * query_head + columns[None, :],
@@ -88,7 +102,7 @@ def decode_kernel(
     for start in range(begin, end, TILE):
         positions = start + tl.arange(0, TILE)
         inside = positions < end
-        rows = _cache_rows(tables + row * table_row, positions, inside, head, KV_HEADS, SIZE)
+        rows = _cache_rows(tables + row * table_width, positions, inside, head, KV_HEADS, SIZE)
         k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
         scores = _scores(q, k, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -96,36 +110,43 @@ def decode_kernel(
         largest, total, sums = _online(scores, v, largest, total, sums)
     place = (row * KV_HEADS + head) * SPLITS + split
     width = tl.arange(0, VALUE_PAD)
-    tl.store(
-        partial + (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :],
-        sums,
-        mask=(members < GROUP)[:, None] & (width < VALUE_DIM)[None, :],
-    )
-    tl.store(stats + place * 2 * GROUP + members, largest, mask=members < GROUP)
-    tl.store(stats + (place * 2 + 1) * GROUP + members, total, mask=members < GROUP)
+    places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+    mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
+    if SPLITS == 1:
+        tl.store(out + places, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial + places, sums, mask=mask)
+        tl.store(stats + place * 2 * GROUP + members, largest, mask=members < GROUP)
+        tl.store(stats + (place * 2 + 1) * GROUP + members, total, mask=members < GROUP)
 
 
 @triton.jit
 def merge_kernel(
     partial,
     stats,
+    lengths,
     out,
+    window,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr,
+    TILE: tl.constexpr,
     SPLITS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
     """With m_i, l_i, a_i the largest score, the sum of weights and the weighted values of split i, and m the largest
-    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i."""
+    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i. Splits without tokens wrote nothing and are not read."""
     row, head = tl.program_id(0), tl.program_id(1)
+    length = tl.load(lengths + row)
+    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
     members, width = tl.arange(0, ROWS), tl.arange(0, VALUE_PAD)
     mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, VALUE_PAD], tl.float32)
-    for split in range(SPLITS):
+    for split in range(tl.cdiv(length - first, share)):
         place = (row * KV_HEADS + head) * SPLITS + split
         m = tl.load(stats + place * 2 * GROUP + members, mask=members < GROUP, other=0.0)
         weight = tl.load(stats + (place * 2 + 1) * GROUP + members, mask=members < GROUP, other=1.0)

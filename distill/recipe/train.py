@@ -132,7 +132,9 @@ class Rollout(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1, description="of an answer; with its prompt at most max_length")
     kv_gib: float = Field(default=1.0, gt=0, description="memory of the engine's KV cache, in GiB")
-    attention: Literal["torch", "triton"] = Field(default="torch", description="what computes the engine's attention")
+    attention: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="what computes the engine's attention; auto: triton on CUDA, with CUDA graphs"
+    )
 
 
 class OnPolicyEntry(EntryCommon, DivergenceFields):

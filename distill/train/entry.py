@@ -166,7 +166,8 @@ def _trainer(
     collate = collator(tokenizer.pad_token_id)
     rollouts = None
     if isinstance(entry, OnPolicyEntry):
-        rollouts = Rollouts(model, tokenizer, entry, rows=entry.batch_size // processes.size, collate=collate)
+        own_rows, bfloat16 = entry.batch_size // processes.size, uses_bfloat16(entry)
+        rollouts = Rollouts(model, tokenizer, entry, rows=own_rows, collate=collate, bfloat16=bfloat16)
     trainer = KDTrainer(
         model,
         args=config,

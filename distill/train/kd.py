@@ -85,8 +85,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._rollouts is None or not batches:
             return batches, items
-        with self.accelerator.autocast():
-            batches = self._rollouts(batches, self.state.global_step)
+        batches = self._rollouts(batches, self.state.global_step)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
@@ -40,10 +42,11 @@ class Rollouts:
         *,
         rows: int,
         collate: Collate,
+        bfloat16: bool = False,
     ) -> None:
-        """`rows`: how many a step of this process has."""
+        """`rows`: how many a step of this process has; `bfloat16`: whether the training's passes run in it."""
         self._model, self._tokenizer, self._entry = model, tokenizer, entry
-        self._rows, self._collate = rows, collate
+        self._rows, self._collate, self._bfloat16 = rows, collate, bfloat16
         self._engine: Engine | None = None
         self._counts = torch.zeros(len(COUNTS), dtype=torch.float64)
 
@@ -54,7 +57,7 @@ class Rollouts:
     def __call__(self, batches: Sequence[Batch], step: int) -> list[Batch]:
         """The micro-batches of the step that follows `step` others, as they were or with the student's answers.
 
-        To be called in the autocast of the training's own passes. `batches` as the collator makes them, not packed.
+        `batches` as the collator makes them, not packed.
         """
         own = self.is_own(step)
         made = self._answered(batches, step) if own else list(batches)
@@ -104,17 +107,32 @@ class Rollouts:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        training = self._model.training
-        self._model.eval()
-        try:
+        with self._answering():
             if self._engine is None:
                 self._engine = Engine(self._model, self._tokenizer, self._config())
-            self._engine.forget_prefixes()
+            self._engine.weights_changed()
             return self._engine.generate(prompts, params)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """The model as it answers: nothing drops out, and matmuls are in the training's precision.
+
+        The model's own forward, not the one that accelerate wraps into autocast: that keeps the weights that it cast for
+        the next use, which CUDA graphs, recorded once, would read for ever.
+        """
+        model, training = self._model, self._model.training
+        wrapped = model.forward
+        model.forward = types.MethodType(type(model).forward, model)  # type: ignore[method-assign]
+        model.eval()
+        try:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
+                yield
         finally:
-            self._model.train(training)
+            model.forward = wrapped  # type: ignore[method-assign]
+            model.train(training)
 
     def _config(self) -> EngineConfig:
+        """Weights are left where the optimizer knows them: the engine's fused layers would put them together."""
         settings = self._entry.rollout
         return EngineConfig(
             max_batch=self._rows,
@@ -122,6 +140,7 @@ class Rollouts:
             kv_bytes=int(settings.kv_gib * 2**30),
             max_model_len=self._entry.max_length,
             attention=settings.attention,
+            fused=False,
         )
 
 

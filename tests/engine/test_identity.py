@@ -45,6 +45,7 @@ def test_greedy_equals_generate(name: str) -> None:
         (EngineConfig(max_batch=8, block_size=16), [0] * 7),
         (EngineConfig(max_batch=8, block_size=3, prefill_tokens=7), [0, 0, 2, 3, 3, 9, 20]),
         (EngineConfig(max_batch=3, block_size=4, prefill_tokens=64, prefix_cache=False), [6, 5, 4, 3, 2, 1, 0]),
+        (EngineConfig(max_batch=8, block_size=3, prefill_tokens=7, overlap=True), [0, 0, 2, 3, 3, 9, 20]),
     ):
         engine = Engine(model, None, config)
         assert _run(engine, prompts, arrivals) == expected
@@ -54,13 +55,15 @@ def test_greedy_equals_generate(name: str) -> None:
             assert engine.stats.prefill_tokens - computed < computed / 2  # the rest was in the cache
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])
-def test_preemption_keeps_the_text(name: str) -> None:
+def test_preemption_keeps_the_text(name: str, overlap: bool) -> None:
     model = tiny_model(name)
     prompts = _prompts(6, seed=1)
     expected = [reference(model, prompt, MAX_TOKENS) for prompt in prompts]
     longest = max(map(len, prompts)) + MAX_TOKENS
-    config = EngineConfig(max_batch=6, block_size=4, num_blocks=-(-longest // 4) + 2, prefill_tokens=16)
+    blocks = -(-longest // 4) + 2
+    config = EngineConfig(max_batch=6, block_size=4, num_blocks=blocks, prefill_tokens=16, overlap=overlap)
     engine = Engine(model, None, config)
     assert _run(engine, prompts, [0] * 6) == expected
     assert engine.stats.preemptions > 0

@@ -81,7 +81,7 @@ def test_the_engine_by_kernels(name: str) -> None:
     prompts = _tree(5, seed=6)
     expected = [_generate(model, prompt) for prompt in prompts]
     for config in (
-        EngineConfig(attention="triton", block_size=4, prefill_tokens=20),
+        EngineConfig(attention="triton", block_size=4, prefill_tokens=20, fused=False),
         EngineConfig(attention="triton", block_size=8, num_blocks=9, max_batch=4),
     ):
         engine = Engine(model, None, config)

@@ -74,11 +74,14 @@ class PrefixCache:
         self.num_found_tokens += sequence.num_computed
 
     def offer(self, sequence: Sequence, count: int) -> None:
-        """Let others find the blocks that are full once the next `count` tokens of the sequence are computed."""
+        """Let others find the blocks that are full once the next `count` tokens of the sequence are computed, as far as
+        those tokens are known."""
         if not self._enabled:
             return
         depth = sequence.score_depth
-        for index in range(sequence.num_offered, (sequence.num_computed + count) // self._block_size):
+        known = len(sequence.token_ids) - sequence.num_unknown
+        full = min(sequence.num_computed + count, known) // self._block_size
+        for index in range(sequence.num_offered, full):
             keys = self._keys(sequence, index)
             cached, *_ = [
                 self._pool.register(key, table[index]) for key, table in zip(keys, sequence.tables, strict=True)

@@ -1,0 +1,207 @@
+"""Decoder layers of Llama's build in ten launches instead of about 45 (seven at a few rows), in the engine alone.
+
+A layer qualifies by what it is made of (RMSNorm, attention with rotary halves, gated SiLU; Llama, Mistral, Qwen2,
+Qwen3), and the model as a whole by giving the same logits with and without: nothing goes by names of models. Every
+other layer runs as transformers wrote it. Query, key and value weights become parts of one tensor, gate and up of
+another, so that one product makes them; in-place updates of the parameters reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.engine.attention import attend_by_kernels, packed_attention
+from distill.engine.batch import PackedBatch
+from distill.kernels.fused import rms_norm, rotate_and_store, silu_mul
+from distill.kernels.gemv import MOST_ROWS, gated_gemv, gemv
+
+
+class Fusion:
+    """The layers of one model that have a fused form."""
+
+    def __init__(self, model: PreTrainedModel, windows: list[int | None]) -> None:
+        layers = getattr(model.get_decoder(), "layers", [])
+        self._layers = [
+            FusedLayer(layer, window) for layer, window in zip(layers, windows, strict=False) if is_fusable(layer)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let the model's layers run fused inside the block."""
+        for layer in self._layers:
+            layer.merge()
+            layer.module.forward = layer
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.module.forward
+
+
+class Joined:
+    """Linear layers of the same input as one product: their weights are made parts of one tensor where they are plain,
+    and their outputs joined where they are not."""
+
+    def __init__(self, *linears: nn.Module) -> None:
+        self._linears = linears
+        self._plain = all(map(_is_plain, linears)) and len({m.bias is None for m in linears}) == 1
+        self._weight: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
+
+    def merge(self) -> None:
+        """Make the weights parts of one tensor, again where somebody has replaced them."""
+        if not self._plain:
+            return
+        first: torch.Tensor = self._linears[0].weight  # type: ignore[assignment]
+        if self._weight is None or self._weight.data_ptr() != first.data_ptr():
+            with torch.inference_mode(False), torch.no_grad():
+                self._weight = _as_one([m.weight for m in self._linears])  # type: ignore[misc]
+                if self._linears[0].bias is not None:
+                    self._bias = _as_one([m.bias for m in self._linears])  # type: ignore[misc]
+
+    def __call__(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
+        """x [T, I] -> all outputs of norm(x), [T, sum of O]."""
+        if self._weight is None:
+            normed = rms_norm(x, norm.weight, norm.variance_epsilon)
+            return torch.cat([linear(normed) for linear in self._linears], -1)
+        if len(x) <= MOST_ROWS:
+            return gemv(x, self._weight, self._bias, norm=(norm.weight, norm.variance_epsilon))
+        return nn.functional.linear(rms_norm(x, norm.weight, norm.variance_epsilon), self._weight, self._bias)
+
+    def gated(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
+        """x [T, I] -> silu(first(norm(x))) * second(norm(x)), [T, O]."""
+        if len(x) <= MOST_ROWS and self._weight is not None and self._bias is None:
+            return gated_gemv(x, self._weight, norm=(norm.weight, norm.variance_epsilon))
+        return silu_mul(*self(x, norm).chunk(2, dim=-1))
+
+
+def _as_one(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """The parameters' values in one tensor, of which they become parts."""
+    whole = torch.cat([p.data for p in parameters])
+    for parameter, part in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return whole
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """A dense linear layer that nobody listens to."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and not hooks
+
+
+class FusedLayer:
+    """What takes the place of a decoder layer's `forward`. Adds to the hidden states in place."""
+
+    def __init__(self, layer: nn.Module, window: int | None) -> None:
+        self.module = layer
+        self._window = window
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        self._attention = attention
+        self._index = int(attention.layer_idx)
+        self._norms: Any = (layer.input_layernorm, layer.post_attention_layernorm)
+        self._qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._gate_up = Joined(mlp.gate_proj, mlp.up_proj)
+        self._down: nn.Module = mlp.down_proj
+        self._head_dim = int(attention.head_dim)
+        self._heads = attention.q_proj.out_features // self._head_dim
+        self._kv_heads = attention.k_proj.out_features // self._head_dim
+
+    def merge(self) -> None:
+        """See `Joined.merge`."""
+        self._qkv.merge()
+        self._gate_up.merge()
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        *args: object,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        packed_batch: PackedBatch,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        """hidden_states [1, T, W], cosines and sines [1, T, D] -> [1, T, W]."""
+        hidden = hidden_states[0]
+        first, second = self._norms
+        _add(hidden, self._attention.o_proj, self._attend(self._qkv(hidden, first), position_embeddings, packed_batch))
+        _add(hidden, self._down, self._gate_up.gated(hidden, second))
+        return hidden_states
+
+    def _attend(
+        self, qkv: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor], batch: PackedBatch
+    ) -> torch.Tensor:
+        """qkv [T, (H + 2 K) D] -> [T, H D]."""
+        cos, sin = embeddings[0][0], embeddings[1][0]
+        scale = float(self._attention.scaling)
+        norms = None
+        if hasattr(self._attention, "q_norm"):
+            q_norm, k_norm = self._attention.q_norm, self._attention.k_norm
+            norms = (q_norm.weight, k_norm.weight, q_norm.variance_epsilon)
+        placement = batch.placement(self._index)
+        if batch.cache is not None and placement.tables is not None and not batch.cache.is_quantized:
+            keys, values = batch.cache.keys[self._index], batch.cache.values[self._index]
+            query = rotate_and_store(
+                qkv, cos, sin, batch.token_slots(self._index), keys, values, query_heads=self._heads, norms=norms
+            )
+            out = attend_by_kernels(
+                batch, placement.tables, self._index, query.transpose(0, 1)[None], self._window, scale, None
+            )
+            return out.view(len(qkv), -1)
+        keys, values = (qkv.new_empty(1, self._kv_heads, len(qkv), self._head_dim) for _ in range(2))
+        own = torch.arange(len(qkv), device=qkv.device)
+        query = rotate_and_store(qkv, cos, sin, own, keys, values, query_heads=self._heads, norms=norms)
+        out, _ = packed_attention(
+            self._attention,
+            query.transpose(0, 1)[None],
+            keys,
+            values,
+            None,
+            scaling=scale,
+            sliding_window=self._window,
+            packed_batch=batch,
+        )
+        return out.reshape(len(qkv), -1)
+
+
+def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
+    """hidden [T, O] += linear(x [T, I]), in the product itself where that is a plain one."""
+    if not _is_plain(linear) or linear.bias is not None:
+        hidden.add_(linear(x))
+    elif len(x) <= MOST_ROWS:
+        gemv(x, linear.weight, out=hidden)  # type: ignore[arg-type]
+    else:
+        hidden.addmm_(x, linear.weight.t())  # type: ignore[operator]
+
+
+def is_fusable(layer: nn.Module) -> bool:
+    """Whether a decoder layer has the parts of a Llama's, and no others."""
+    parts = dict(layer.named_children())
+    if set(parts) != {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}:
+        return False
+    attention, mlp = dict(parts["self_attn"].named_children()), dict(parts["mlp"].named_children())
+    norms = [parts["input_layernorm"], parts["post_attention_layernorm"]]
+    if "q_norm" in attention and "k_norm" in attention:
+        norms += [attention.pop("q_norm"), attention.pop("k_norm")]
+    active = mlp.pop("act_fn", None)
+    if set(attention) != {"q_proj", "k_proj", "v_proj", "o_proj"} or set(mlp) != {"gate_proj", "up_proj", "down_proj"}:
+        return False
+    dim = getattr(parts["self_attn"], "head_dim", None)
+    linear = all(hasattr(module, "out_features") for module in (*attention.values(), *mlp.values()))
+    same_size = linear and attention["k_proj"].out_features == attention["v_proj"].out_features
+    return (
+        same_size
+        and isinstance(dim, int)
+        and dim % 2 == 0
+        and all(hasattr(norm, "weight") and hasattr(norm, "variance_epsilon") for norm in norms)
+        and active is not None
+        and torch.allclose(active(x := torch.linspace(-3, 3, 7)), nn.functional.silu(x))
+    )

@@ -1,0 +1,196 @@
+"""Decode steps as CUDA graphs: captured once for each of a few batch sizes, replayed without waiting for the device.
+
+What is captured is the forward pass of every other step (`probe.forward`), on inputs at fixed addresses; the likeliest
+token of each row is part of it. Rows that a step does not need are sequences of one token in a block that nobody owns.
+Without a GPU a "replay" computes the same thing on the same inputs, which is what tests there run.
+
+Inputs travel as one array of int64: for each row its token, where the token stands (there, or in a row of the step
+before, whose tokens only the device knows), position, length and slot; then the width of the block tables, and the
+tables as pairs of int32.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from distill.engine.batch import PackedBatch, Placement, Work
+from distill.engine.buffers import Buffer
+from distill.engine.kv_cache import PagedKVCache, blocks_for
+from distill.engine.probe import forward
+from distill.engine.tables import KernelTables
+
+if TYPE_CHECKING:
+    from distill.engine.fusion import Fusion
+
+_LOG = logging.getLogger(__name__)
+_FIELDS = 5
+_WARM_UPS = 2  # kernels are compiled, and libraries take their memory, before the capture
+
+
+def batch_buckets(max_batch: int) -> list[int]:
+    """1, 2, 4, 8, then steps of 8 up to 64, of 16 up to 128 and of 32 beyond, and the largest batch itself."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_batch, 32)]
+    return [size for size in sizes if size < max_batch] + [max_batch]
+
+
+class DecodeGraphs:
+    """Computes steps in which every sequence decodes. `tokens` [max_batch] are the likeliest tokens of the last step's
+    rows; whoever samples others writes them there, as the next step may read them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: PagedKVCache,
+        fusion: Fusion | None,
+        *,
+        max_batch: int,
+        max_length: int,
+    ) -> None:
+        self._model = model
+        self._fusion = fusion
+        self._cache = cache
+        self._spare = cache.num_blocks - 1  # the block of the rows that are not needed
+        self._capacity = max_batch
+        self._buckets = batch_buckets(max_batch)
+        self._blocks = blocks_for(max_length, cache.block_size)  # of a row, at most
+        device: torch.device = model.device
+        fields = _FIELDS * max_batch
+        buffer = Buffer(torch.int64, device, fields + 1 + (max_batch * self._blocks + 1) // 2, before=max_batch)
+        self._inputs = buffer
+        self.tokens = buffer.whole[:max_batch]
+        self._known = buffer.whole[: 2 * max_batch]  # the tokens of the last step, then those that came from the host
+        _, *self._fields = buffer.there[:fields].view(_FIELDS, max_batch)
+        self._width = buffer.there[fields : fields + 1]
+        self._tables = buffer.there[fields + 1 :].view(torch.int32)
+        self._logits: torch.Tensor | None = None  # [max_batch, vocabulary]
+        self._host = np.zeros((_FIELDS, max_batch), dtype=np.int64)
+        self._rows = np.full((max_batch, self._blocks), self._spare, dtype=np.int32)
+        self._owners: list[list[int] | None] = [None] * max_batch  # the block table that a row was copied from
+        self._filled = np.zeros(max_batch, dtype=np.int64)
+        self._replays: dict[int, Callable[[], None]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._addresses = self._weight_addresses()
+        self.failure: str | None = None  # why nothing can be captured
+        self.capture_seconds = 0.0
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._replays)
+
+    def takes(self, works: list[Work]) -> bool:
+        """Whether all of these decode, and want the logits of their one token."""
+        if self.failure is not None or len(works) > self._capacity or not works[-1].is_decode:
+            return False
+        return all(work.samples and not work.sequence.is_scoring for work in works)
+
+    def capture(self, sizes: list[int] | None = None) -> None:
+        """Capture what is missing of these batch sizes, or of all."""
+        for size in sorted({self._bucket(size) for size in sizes or self._buckets}, reverse=True):
+            if size not in self._replays and self.failure is None:
+                self._capture(size)
+
+    def check_weights(self) -> None:
+        """Capture anew where the weights are not where they were. Values that change in place are read as they are."""
+        found = self._weight_addresses()
+        if found != self._addresses:
+            self._addresses = found
+            self._replays.clear()
+            self.failure = None
+
+    def compute(self, works: list[Work]) -> torch.Tensor | None:
+        """Logits of the works' tokens, [works, vocabulary], valid until the next step; None where nothing can be
+        captured."""
+        bucket = self._bucket(len(works))
+        self.capture([bucket])
+        if self.failure is not None:
+            return None
+        self._fill(works, bucket)
+        self._replays[bucket]()
+        assert self._logits is not None
+        return self._logits[: len(works)]
+
+    def _bucket(self, size: int) -> int:
+        return next(bucket for bucket in self._buckets if bucket >= size)
+
+    def _fill(self, works: list[Work], bucket: int) -> None:
+        """Write a step's inputs, those of unneeded rows included."""
+        count, size, host = len(works), self._cache.block_size, self._host
+        for row, work in enumerate(works):
+            table = work.sequence.tables[0]
+            if self._owners[row] is not table or self._filled[row] != len(table):
+                self._owners[row] = table
+                self._filled[row] = len(table)
+                self._rows[row, : len(table)] = table
+        ids, source, positions, lengths, slots = host
+        ids[:count] = [work.sequence.token_ids[-1] for work in works]
+        known = [work.sequence.num_unknown == 0 for work in works]
+        rows = [work.sequence.row for work in works]
+        source[:count] = np.where(known, np.arange(self._capacity, self._capacity + count), rows)
+        positions[:count] = [work.sequence.num_computed for work in works]
+        blocks = self._rows[np.arange(count), positions[:count] // size].astype(np.int64)
+        slots[:count] = blocks * size + positions[:count] % size
+        ids[count:bucket], source[count:bucket], positions[count:bucket] = 0, self._capacity + count, 0
+        slots[count:bucket] = self._spare * size
+        lengths[:bucket] = positions[:bucket] + 1
+        for row in range(count, bucket):
+            if self._owners[row] is not None or not self._filled[row]:
+                self._owners[row], self._filled[row] = None, 1
+                self._rows[row, 0] = self._spare
+        width = int(self._filled[:bucket].max())
+        tables = np.zeros((bucket * width + 1) // 2 * 2, dtype=np.int32)
+        tables[: bucket * width] = self._rows[:bucket, :width].ravel()
+        self._inputs.put(np.concatenate((host.ravel(), np.array([width]), tables.view(np.int64))))
+
+    def _capture(self, bucket: int) -> None:
+        if self._pool is None:
+            self._replays[bucket] = lambda: self._forward(bucket)
+            return
+        started = time.perf_counter()
+        tokens = self.tokens.clone()
+        self._fill([], bucket)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    self._forward(bucket)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                self._forward(bucket)
+        except RuntimeError as error:  # an operation that waits for the device, as of some mixtures of experts
+            self.failure = str(error).splitlines()[0]
+            _LOG.warning("decode without CUDA graphs: %s", self.failure)
+        else:
+            self._replays[bucket] = graph.replay
+            self._addresses = self._weight_addresses()  # fused layers may have moved the weights
+        torch.cuda.current_stream().wait_stream(stream)
+        self.tokens.copy_(tokens)
+        self.capture_seconds += time.perf_counter() - started
+
+    def _forward(self, bucket: int) -> None:
+        """One step on the fixed inputs: its logits and its likeliest tokens."""
+        source, positions, lengths, slots = (field[:bucket] for field in self._fields)
+        tables = self._tables[: bucket * self._blocks]
+        placement = Placement([], slots=slots, tables=KernelTables((tables, lengths), None, self._width))
+        batch = PackedBatch(
+            input_ids=self._known.index_select(0, source).unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            num_decode=bucket,
+            placements=[placement],
+            cache=self._cache,
+        )
+        logits = forward(self._model, batch, None, self._fusion)
+        if self._logits is None:
+            self._logits = logits.new_empty(self._capacity, logits.shape[-1])
+        self._logits[:bucket].copy_(logits)
+        torch.argmax(logits, dim=-1, out=self.tokens[:bucket])
+
+    def _weight_addresses(self) -> list[int]:
+        return [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]
