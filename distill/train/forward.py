@@ -90,8 +90,8 @@ def attach_loss_head(
         if not with_loss_head:
             return original(*args, **kwargs)
         labels_BS = kwargs.pop("labels")
-        every = matching is not None
-        states = self.base_model(*args, use_cache=False, output_hidden_states=every, **kwargs)
+        kwargs |= {"use_cache": False, "output_hidden_states": matching is not None}  # peft passes some of them on
+        states = self.base_model(*args, **kwargs)
         hidden_BSH = states.last_hidden_state
         shifted_N = torch.full_like(labels_BS, IGNORED)
         shifted_N[:, :-1] = labels_BS[:, 1:]

@@ -117,8 +117,8 @@ class Rollouts:
     def _answering(self) -> Iterator[None]:
         """The model as it answers: nothing drops out, and matmuls are in the training's precision.
 
-        The model's own forward, not the one that accelerate wraps into autocast: that keeps the weights that it cast for
-        the next use, which CUDA graphs, recorded once, would read for ever.
+        The model's own forward, not the one that accelerate wraps into autocast: that keeps the weights which it cast
+        for the next use, and CUDA graphs, recorded once, would read those for ever.
         """
         model, training = self._model, self._model.training
         wrapped = model.forward
