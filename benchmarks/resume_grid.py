@@ -113,7 +113,7 @@ def _run(world: Path, way: Way, name: str, deaths: Sequence[int]) -> Recipe:
 def main(arguments: Sequence[str]) -> int:
     """Print and write the result; 1 where a resumed run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two save points of four ways")
+    parser.add_argument("--quick", action="store_true", help="two save points of a third of the ways")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     ways, points = (WAYS[::3], POINTS[::4]) if options.quick else (WAYS, POINTS)
