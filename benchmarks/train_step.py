@@ -5,7 +5,7 @@
 On a CUDA GPU: a teacher of Qwen2.5-1.5B's shape and a student of Qwen2.5-0.5B's with random weights, V = 151,936, rows
 of up to 1,024 tokens whose lengths spread as chats' do; the student in float32 under bfloat16 autocast, the teacher in
 bfloat16, no gradient checkpointing, the same for all. `--quick`, and any CPU: tiny models, to see that it runs; its
-numbers mean nothing. Each way trains in a process of its own, timed from the end of its first step, and is written to
+numbers mean nothing. Each way trains in a process of its own, timed after two steps, and is written to
 the JSON file as soon as it is done. Random weights never say that they are done: so many tokens end an answer that
 lengths are geometric, for every trainer alike.
 """
@@ -13,6 +13,7 @@ lengths are geometric, for every trainer alike.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -20,13 +21,14 @@ import random
 import resource
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.common import Row, envelope, write_json
 
+T = TypeVar("T")
 SEED = 0
 ANSWER_TOKENS = ("answer_tokens", "completions/mean_length")  # as ours and TRL's call it
 OFF_POLICY_BAR, ON_POLICY_BAR = 1.5, 3.0
@@ -47,6 +49,7 @@ class Shape:
     end_tokens: int  # of the vocabulary: how many end an answer
     steps: int
     own_steps: int
+    warm_up: int  # steps before those that are timed
 
 
 QWEN = {"max_position_embeddings": 32_768}
@@ -70,6 +73,7 @@ REAL = Shape(
     end_tokens=900,
     steps=6,
     own_steps=2,
+    warm_up=2,
 )
 TINY_MODEL = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 1024},
@@ -87,6 +91,7 @@ TINY = Shape(
     end_tokens=20,
     steps=2,
     own_steps=2,
+    warm_up=1,
 )
 # name -> (function of train_step_ways, whether it trains on the student's answers, whether our kernels are used)
 WAYS = {
@@ -108,10 +113,11 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Result:
-    """What one way did: seconds of the steps after the first, tokens of the dataset's rows in them, mean tokens of the
-    student's answers as the trainer logs them, peak memory in bytes and what the models alone take of it."""
+    """What one way did: seconds of the timed steps, tokens of the dataset's rows in them, mean tokens of the student's
+    answers as the trainer logs them, peak memory in bytes and what the models alone take of it."""
 
     seconds: float
+    step_seconds: list[float]
     steps: int
     tokens: int
     answer_tokens: list[float]
@@ -148,12 +154,12 @@ def measure(name: str, shape: Shape, steps: int | None) -> Result:
     cuda = torch.cuda.is_available()
     with quiet():
         student, teacher = _models(shape, "cuda" if cuda else "cpu")
-        rows = [ways.Row(*row) for row in rows_of(shape, (steps + 1) * shape.batch)]
+        rows = [ways.Row(*row) for row in rows_of(shape, (steps + shape.warm_up) * shape.batch)]
         setting = ways.Setting(
             student=student,
             teacher=teacher,
             rows=rows,
-            steps=steps + 1,
+            steps=steps + shape.warm_up,
             batch=shape.batch,
             micro_batch=shape.own_micro_batch if own else shape.micro_batch,
             max_new_tokens=shape.max_new_tokens,
@@ -166,11 +172,13 @@ def measure(name: str, shape: Shape, steps: int | None) -> Result:
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    ends = clock.ends[shape.warm_up - 1 :]
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Result(
-        seconds=clock.ended - clock.began,
+        seconds=ends[-1] - ends[0],
+        step_seconds=[after - before for before, after in zip(ends, ends[1:], strict=False)],
         steps=steps,
-        tokens=sum(len(row.ids) for row in ways.in_order(setting, trainer)[shape.batch :]),
+        tokens=sum(len(row.ids) for row in ways.in_order(setting, trainer)[shape.warm_up * shape.batch :]),
         answer_tokens=[line[key] for line in trainer.state.log_history for key in ANSWER_TOKENS if key in line],
         peak_bytes=peak,
         model_bytes=model_bytes,
@@ -195,25 +203,25 @@ def _models(shape: Shape, device: str) -> tuple[Any, Any]:
     return student, teacher.to(torch.bfloat16) if device == "cuda" else teacher
 
 
-def in_own_process(name: str, shape: Shape, steps: int | None) -> Result | str:
-    """A way's result, or why there is none."""
+def in_own_process(work: Callable[[], T]) -> T | str:
+    """What `work` returns in a process of its own, or why it returns nothing."""
     context = multiprocessing.get_context("fork")  # what is imported already need not be again; CUDA is not in use here
     receiver, sender = context.Pipe(duplex=False)
 
-    def work() -> None:
+    def answer() -> None:
         try:
-            sender.send(measure(name, shape, steps))
+            sender.send(work())
         except BaseException as error:
             traceback.print_exc()
             sender.send(f"{type(error).__name__}: {error}")
         sys.stdout.flush()
         os._exit(0)
 
-    process = context.Process(target=work)
+    process = context.Process(target=answer)
     process.start()
     sender.close()
     try:
-        found: Result | str = receiver.recv()
+        found: T | str = receiver.recv()
     except EOFError:
         found = "its process was killed"
     process.join()
@@ -262,7 +270,7 @@ def main(arguments: Sequence[str]) -> int:
     results: dict[str, Result] = {}
     failed: dict[str, str] = {}
     for name in chosen:
-        found = in_own_process(name, shape, options.steps)
+        found = in_own_process(functools.partial(measure, name, shape, options.steps))
         if isinstance(found, Result):
             results[name] = found
         else:
@@ -276,7 +284,11 @@ def main(arguments: Sequence[str]) -> int:
                 "failed": failed,
             }
             command = " ".join(["python -m benchmarks.train_step", *arguments])
-            write_json(options.json, envelope(what="train step", command=command, rows=rows, details=details))
+            # it asks for the GPU's name, and a process that has used CUDA cannot be forked
+            made = functools.partial(envelope, what="train step", command=command, rows=rows, details=details)
+            result = in_own_process(made)
+            assert not isinstance(result, str), result
+            write_json(options.json, result)
     print(json.dumps([asdict(row) for row in rows], indent=1))
     return 1 if failed or any(row.ok is False for row in rows) else 0
 

@@ -74,15 +74,15 @@ Way = Callable[[Setting], Trainer]
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """When the first step ended, and the last one."""
+    """When each step ended."""
 
-    began = ended = 0.0
+    def __init__(self) -> None:
+        self.ends: list[float] = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ended = time.perf_counter()
-        self.began = self.began or self.ended
+        self.ends.append(time.perf_counter())
 
 
 def in_order(setting: Setting, trainer: Trainer) -> list[Row]:

@@ -165,7 +165,8 @@ def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
 
 def _there(values: Seq[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Numbers of the host on a device, which is not waited for."""
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    numbers = torch.tensor(values, dtype=dtype)  # numpy's cannot be made pinned at once
+    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:

@@ -11,7 +11,7 @@ from benchmarks.train_step import REAL, TINY, WAYS, Result, main, measure, rows_
 
 
 def result(seconds: float, peak: int, *, steps: int = 4, tokens: int = 1000) -> Result:
-    return Result(seconds, steps, tokens, [], peak, 0, [])
+    return Result(seconds, [seconds / steps] * steps, steps, tokens, [], peak, 0, [])
 
 
 @pytest.mark.parametrize("name", ["kd", "on_policy"])
