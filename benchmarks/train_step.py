@@ -5,7 +5,7 @@
 On a CUDA GPU: a teacher of Qwen2.5-1.5B's shape and a student of Qwen2.5-0.5B's with random weights, V = 151,936, rows
 of up to 1,024 tokens whose lengths spread as chats' do; the student in float32 under bfloat16 autocast, the teacher in
 bfloat16, no gradient checkpointing, the same for all. `--quick`, and any CPU: tiny models, to see that it runs; its
-numbers mean nothing. Each way trains in a process of its own, timed after two steps, and is written to
+numbers mean nothing. Each way trains in a process of its own, timed after two steps (on-policy one), and is written to
 the JSON file as soon as it is done. Random weights never say that they are done: so many tokens end an answer that
 lengths are geometric, for every trainer alike.
 """
@@ -49,7 +49,7 @@ class Shape:
     end_tokens: int  # of the vocabulary: how many end an answer
     steps: int
     own_steps: int
-    warm_up: int  # steps before those that are timed
+    warm_up: int  # steps before those that are timed; on-policy one
 
 
 QWEN = {"max_position_embeddings": 32_768}
@@ -96,10 +96,10 @@ TINY = Shape(
 # name -> (function of train_step_ways, whether it trains on the student's answers, whether our kernels are used)
 WAYS = {
     "kd, triton": ("ours_off_policy", False, True),
-    "kd": ("ours_off_policy", False, False),
     "TRL GKDTrainer, off-policy": ("gkd_off_policy", False, False),
     "on_policy, triton": ("ours_on_policy", True, True),
     "TRL DistillationTrainer": ("distillation_on_policy", True, False),
+    "kd": ("ours_off_policy", False, False),
     "on_policy": ("ours_on_policy", True, False),
     "TRL GKDTrainer, on-policy": ("gkd_on_policy", True, False),
 }
@@ -151,15 +151,16 @@ def measure(name: str, shape: Shape, steps: int | None) -> Result:
 
     function, own, triton = WAYS[name]
     steps = steps or (shape.own_steps if own else shape.steps)
+    warm_up = 1 if own else shape.warm_up
     cuda = torch.cuda.is_available()
     with quiet():
         student, teacher = _models(shape, "cuda" if cuda else "cpu")
-        rows = [ways.Row(*row) for row in rows_of(shape, (steps + shape.warm_up) * shape.batch)]
+        rows = [ways.Row(*row) for row in rows_of(shape, (steps + warm_up) * shape.batch)]
         setting = ways.Setting(
             student=student,
             teacher=teacher,
             rows=rows,
-            steps=steps + shape.warm_up,
+            steps=steps + warm_up,
             batch=shape.batch,
             micro_batch=shape.own_micro_batch if own else shape.micro_batch,
             max_new_tokens=shape.max_new_tokens,
@@ -172,13 +173,13 @@ def measure(name: str, shape: Shape, steps: int | None) -> Result:
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    ends = clock.ends[shape.warm_up - 1 :]
+    ends = clock.ends[warm_up - 1 :]
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Result(
         seconds=ends[-1] - ends[0],
         step_seconds=[after - before for before, after in zip(ends, ends[1:], strict=False)],
         steps=steps,
-        tokens=sum(len(row.ids) for row in ways.in_order(setting, trainer)[shape.warm_up * shape.batch :]),
+        tokens=sum(len(row.ids) for row in ways.in_order(setting, trainer)[warm_up * shape.batch :]),
         answer_tokens=[line[key] for line in trainer.state.log_history for key in ANSWER_TOKENS if key in line],
         peak_bytes=peak,
         model_bytes=model_bytes,
