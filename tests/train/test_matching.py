@@ -102,7 +102,7 @@ def test_resumed_equals_uninterrupted_and_nothing_of_it_is_exported(
         assert all(not torch.equal(saved.get_tensor(name), start[name]) for name in ("0", "1"))
     assert "going on from step 3" in train(parts)
     assert curve(parts) == curve(whole)
-    assert curve(whole)[-1]["matching"] < 0.9 * curve(whole)[0]["matching"]
+    assert curve(whole)[-1]["matching"] < 0.95 * curve(whole)[0]["matching"]
     folders = [Run(recipe).stage("train", "kd").path / "model" for recipe in (whole, parts)]
     weights = "adapter_model.safetensors" if lora else "model.safetensors"
     assert len({file_digest(folder / weights) for folder in folders}) == 1
