@@ -66,8 +66,8 @@ class Matching(nn.Module):
         return total / len(self.pairs)
 
     def weights(self) -> dict[str, Tensor]:
-        """The projections, by the number of their pair."""
-        return {str(number): module.weight.detach() for number, module in enumerate(self.projections)}  # type: ignore[misc]
+        """The projections, by the number of their pair: `0.weight`, ..."""
+        return {name: weight.detach() for name, weight in self.projections.named_parameters()}
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
