@@ -93,7 +93,7 @@ def _trained(source: Path, target: Path) -> Metrics:
     model: PreTrainedModel = load_model(source, dtype="stored", device="cpu")
     errors = {}
     for name, linear in linears.items():
-        weight, rounded = model.get_submodule(name).weight.detach().float(), linear.weight().float()
+        weight, rounded = model.get_parameter(f"{name}.weight").detach().float(), linear.weight().float()
         errors[name] = float((weight - rounded).norm() / weight.norm())
     save_packed(model, linears, target)
     found = [{"name": name, "weight_error": error} for name, error in errors.items()]

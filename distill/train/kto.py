@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 from peft import PeftConfig
@@ -52,13 +53,13 @@ class AnswerTrainer(GuardedTrainer, KTOTrainer):
         return dataset
 
 
-def columns_of(answers: Sequence[Answer], *, micro_batch_size: int, max_length: int) -> dict[str, list[object]]:
+def columns_of(answers: Sequence[Answer], *, micro_batch_size: int, max_length: int) -> dict[str, list[Any]]:
     """KTOTrainer's columns of answers in the order of training.
 
     Its estimate of KL(policy, reference) wants answers to other prompts: in each micro-batch every prompt gets the
     answer of the row before it, the first one that of the last, cut where the two together exceed `max_length`.
     """
-    mismatched = []
+    mismatched: list[list[int]] = []
     for begin in range(0, len(answers), micro_batch_size):
         group = answers[begin : begin + micro_batch_size]
         for place, answer in enumerate(group):

@@ -42,7 +42,12 @@ def preference_trainer(
     }
     if isinstance(entry, SimpoEntry):
         assert isinstance(rows, Pairs)
-        settings = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": entry.beta, "simpo_gamma": entry.gamma}
+        settings: dict[str, Any] = {
+            "loss_type": "simpo",
+            "cpo_alpha": 0.0,
+            "beta": entry.beta,
+            "simpo_gamma": entry.gamma,
+        }
         simpo_arguments = {**arguments, "max_length": entry.max_length, "remove_unused_columns": False}
         prepared = Rows([rows.pairs[row] for row in order])
         return SimpoTrainer(model, args=CPOConfig(**simpo_arguments, **settings), train_dataset=prepared, **common)
