@@ -260,7 +260,8 @@ def main() -> int:
     for name in sorted(absent):
         print(f"{name}: not installed (see --peers)")
     if options.json is not None:
-        shown = ["DIR" if part == str(options.peers) else part for part in sys.argv[1:]]  # no path of this machine
+        private = {str(options.peers): "DIR", str(options.json): "PATH"}  # no path of this machine
+        shown = [private.get(part, part) for part in sys.argv[1:]]
         command = " ".join(["python -m benchmarks.generate", *shown])
         details = {"concurrency": CONCURRENCY, "not_installed": sorted(absent), "failures": failures}
         write_json(options.json, envelope(what="generate", command=command, rows=rows, details=details))

@@ -7,7 +7,10 @@ import time
 import torch
 import transformers as hf
 
+from benchmarks.packed_model import random_packed_model
+
 H100_BYTES_PER_SECOND = 3.35e12
+PACKED = "-w4a16"
 _PEAKS = {"H200": 4.8e12, "H100": H100_BYTES_PER_SECOND}
 
 MODELS: dict[str, dict[str, object]] = {
@@ -33,9 +36,12 @@ MODELS: dict[str, dict[str, object]] = {
 
 
 def make_model(name: str, dtype: torch.dtype = torch.bfloat16) -> hf.PreTrainedModel:
-    """Random weights, which never end a text."""
+    """Random weights, which never end a text; `-w4a16`: packed ones of 4 bits but for the head."""
+    base = name.removesuffix(PACKED)
     shape = {"max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
-    config = hf.Qwen2Config(**MODELS[name], **shape, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    config = hf.Qwen2Config(**MODELS[base], **shape, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    if base != name:
+        return random_packed_model(config, "cuda", dtype=dtype)
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = hf.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -1,21 +1,23 @@
-"""What the KV cache saves and costs: prefix reuse, bytes, int8, and doing without. Counts, and CPU time where it tells.
+"""What the KV cache saves and costs: prefix reuse, bytes, int8 and fp8, doing without. Counts, and CPU time at times.
 
-Used by `python -m benchmarks.serve`.
+Used by `python -m benchmarks.serve`; alone it measures int8 and fp8.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import time
 from itertools import compress
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers as hf
 
-from benchmarks.common import Row, at_least
-from distill.engine.kv_cache import blocks_for, kv_bytes_per_token
+from benchmarks.common import Row, at_least, envelope, write_json
+from distill.engine.kv_cache import CODES, LayerShape, blocks_for, kv_bytes_per_token, stored_bytes
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import Completion, SamplingParams
 from distill.model.chat import encode_completion
@@ -30,7 +32,7 @@ _TEACHER = Path(__file__).parent.parent / "data" / "teacher"
 
 def cache_rows(model: hf.PreTrainedModel, *, documents: int) -> list[Row]:
     """All of it; `documents` is how many answers the perplexity is taken over."""
-    return [*_prefix_rows(model), _bytes_row(model), _window_row(), *_off_rows(model), *_int8_rows(documents)]
+    return [*_prefix_rows(model), _bytes_row(model), _window_row(), *_off_rows(model), *_code_rows(documents)]
 
 
 def _prefix_rows(model: hf.PreTrainedModel) -> list[Row]:
@@ -134,32 +136,52 @@ def _off_rows(model: hf.PreTrainedModel) -> list[Row]:
     ]
 
 
-def _int8_rows(documents: int) -> list[Row]:
-    """Bytes at head size 64 against 16 bits, and the perplexity of the embedded teacher with its KV in either form."""
+def _code_rows(documents: int) -> list[Row]:
+    """Bytes at head size 64 against 16 bits, and the perplexity of the embedded teacher with its KV in each form."""
     tokenizer, model = load_tokenizer(_TEACHER), load_model(_TEACHER, dtype="float32", device="cpu")
     answers = []
     for task in sample_tasks(kinds=("instruction", "code"), split="values", count=documents, seed=1):
         chat: list[Message] = [*user_message(task.prompt), {"role": "assistant", "content": task.answer}]
         ids, labels = encode_completion(tokenizer, chat, 512)
         answers.append((ids, [label >= 0 for label in labels[1:]]))
-    runs: list[list[float]] = []
-    for kind in ("auto", "int8"):
-        engine = Engine(model, None, EngineConfig(kv_dtype="int8" if kind == "int8" else "auto"))
-        found = engine.score([ids for ids, _ in answers])
-        runs.append([score for row, (_, kept) in zip(found, answers, strict=True) for score in compress(row, kept)])
-    exact, small = (math.exp(-sum(scores) / len(scores)) for scores in runs)
-    change = sum(abs(a - b) for a, b in zip(*runs, strict=True)) / len(runs[0])
-    share = (64 + 2) / (2 * 64)
-    return [
-        Row(
-            "KV bytes of int8 with scales, head size 64, 16 bits as the peer",
-            132,
-            "bytes",
-            256,
-            share,
-            bar=0.53,
-            ok=True,
-        ),
-        Row("perplexity of answers with KV in int8, in float32 as the peer", small, "perplexity", exact, small / exact),
-        Row("mean change of a log probability with KV in int8", change, "nats"),
-    ]
+
+    def scores(kind: Literal["auto", "int8", "fp8"]) -> list[float]:
+        found = Engine(model, None, EngineConfig(kv_dtype=kind)).score([ids for ids, _ in answers])
+        return [score for row, (_, kept) in zip(found, answers, strict=True) for score in compress(row, kept)]
+
+    exact = scores("auto")
+    whole = stored_bytes(LayerShape(1, 64, 64), torch.float16, codes=None)
+    rows = []
+    for kind in ("int8", "fp8"):
+        rounded = scores(kind)
+        change = sum(abs(a - b) for a, b in zip(exact, rounded, strict=True)) / len(exact)
+        few = stored_bytes(LayerShape(1, 64, 64), torch.float16, codes=CODES[kind])
+        before, after = (math.exp(-sum(own) / len(own)) for own in (exact, rounded))
+        rows += [
+            Row(f"KV bytes of {kind} with scales, head size 64, 16 bits as the peer", few, "bytes", whole, few / whole,
+                bar=0.53, ok=few / whole <= 0.53),
+            Row(f"perplexity of answers with KV in {kind}, in float32 as the peer", after, "perplexity", before,
+                after / before),
+            Row(f"mean change of a log probability with KV in {kind}", change, "nats"),
+        ]  # fmt: skip
+    return rows
+
+
+def main() -> int:
+    """What codes change in the embedded teacher's answers, alone: `python -m benchmarks.serve_cache [--json PATH]`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = _code_rows(options.documents)
+    for row in rows:
+        print(f"{row.name}: {row.value:.6g} {row.unit}" + ("" if row.peer is None else f", {row.peer:.6g}"))
+    if options.json:
+        command = f"python -m benchmarks.serve_cache --documents {options.documents}"
+        details = {"documents": options.documents}
+        write_json(options.json, envelope(what="KV in codes", command=command, rows=rows, details=details))
+    return 0 if all(row.ok is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

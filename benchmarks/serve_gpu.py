@@ -21,7 +21,8 @@ import torch
 import transformers as hf
 
 from benchmarks.common import Row, envelope, write_json
-from benchmarks.gpu_models import H100_BYTES_PER_SECOND, MODELS, copy_speed, make_model, peak_speed
+from benchmarks.gpu_agreement import agreement
+from benchmarks.gpu_models import H100_BYTES_PER_SECOND, MODELS, PACKED, copy_speed, make_model, peak_speed
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 
@@ -142,7 +143,7 @@ class Report:
 def measure_model(report: Report, name: str, options: argparse.Namespace) -> None:
     """All loads of one model."""
     model = make_model(name)
-    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     # tied embeddings are read once, as the head; the others are looked up a row a token
     head = model.get_output_embeddings().weight
     inputs = model.get_input_embeddings().weight
@@ -151,13 +152,13 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
     report.details[f"{name}: bytes of weights, read a step, floor tokens/s at batch 1"] = [weight_bytes, read, floor]
     report.details[f"{name}: the same floor by a measured copy"] = copy_speed() / read
     engine = make_engine(model)
+    has_peer = not options.alone and not name.endswith(PACKED)  # transformers has no products with packed weights
 
     def warm_up() -> None:
         started = time.perf_counter()
         engine.generate(_prompts([128]), SamplingParams(max_tokens=2, ignore_eos=True))
         if engine.graphs is not None:
-            with torch.inference_mode():
-                engine.graphs.capture()
+            engine.graphs.capture()
             report.details[f"{name}: graphs, seconds to capture, failure"] = [
                 engine.graphs.num_captured,
                 engine.graphs.capture_seconds,
@@ -167,11 +168,11 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
 
     def one(load: Load) -> None:
         engine.generate([p[:64] for p in load.prompts], SamplingParams(max_tokens=2, ignore_eos=True))
-        speed, tokens, parts = timed(engine, load, 2)
         count = len(load.prompts)
+        speed, tokens, parts = timed(engine, load, 1 if count > 8 and weight_bytes > 4 << 30 else 2)
         bar, goal = BARS.get((name, count), (None, None)) if not options.quick else (None, None)
         peer, own = None, None
-        if count <= 64 and not name.endswith("w4a16"):
+        if has_peer and count in (1, 64):
             peer, own = by_generate(model, load, 16)
         ratio = None if peer is None else speed / peer
         ok = None if bar is None else speed >= bar
@@ -191,6 +192,15 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
     report.part(f"{name} warm-up", warm_up)
     for load in loads(quick=options.quick):
         report.part(f"{name} {load.name}", lambda load=load: one(load))
+
+    def agree() -> None:
+        large = weight_bytes > 4 << 30
+        found = agreement(engine, model, 100 if options.quick else 1000, 64 if large or options.quick else 1000)
+        report.details[f"{name}: greedy tokens in {str(model.dtype).removeprefix('torch.')}"] = found
+        print(found, flush=True)
+
+    if has_peer:
+        report.part(f"{name} agreement", agree)
     cache = engine.cache
     assert cache is not None
     report.details[f"{name}: KV bytes a token, of the cache, peak memory"] = [
@@ -207,8 +217,9 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join([*MODELS, "qwen2.5-7b" + PACKED]))
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens, no bars")
+    parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path, help="a folder for tables of kernels and of host functions")
     options = parser.parse_args()

@@ -98,7 +98,7 @@ def write(scene: Scene, folder: Path, settings: WrittenSignal) -> Reader:
     holds = fingerprint(load_tokenizer(TEACHER), vocabulary=head.weight.shape[0], teacher="embedded")
     dtype = str(scene.teacher.model.dtype).removeprefix("torch.")
     about = {
-        "top_k": About("top_k", holds),
+        "top_k": About("top_k", holds, step_nats=settings.step_nats if isinstance(settings, TopKSignal) else 0.0),
         "sampled": About("sampled", holds, draws=settings.draws if isinstance(settings, SampledSignal) else 0),
         "hidden": About("hidden", holds, width=head.weight.shape[1], dtype=dtype),
     }[settings.kind]
@@ -181,18 +181,21 @@ def at_equal_error(count: int) -> list[Row]:
         tokens = sizes.Tokens.of(sizes.synthetic(count, QWEN_ROWS, exponents), FORMS["sampled"].draws)  # type: ignore[union-attr]
         entropy = float(tokens.entropy_N.mean())
         rows.append(Row(f"V={QWEN_ROWS}, {profile}: mean entropy", entropy, "nats"))
+        every = sizes.our_sizes(tokens)
         for peer in sizes.PEERS:
             theirs, error = peer.bytes_per_token(QWEN_ROWS), sizes.peer_error(tokens, peer)
-            ours = sizes.smallest_at(tokens, error)
+            ours, floor = sizes.smallest_at(every, error), sizes.least_bytes(tokens, error)
             name = f"V={QWEN_ROWS}, {profile}: top k at the error of {peer.name}"
             rows.append(Row(f"{name}: that error", error, "nats", peer=error))
             if ours is None:
                 rows.append(Row(name, float("inf"), "bytes/token", peer=theirs, bar=SHARE_BAR * theirs, ok=False))
                 continue
             value, bar = ours.bytes_per_token, SHARE_BAR * theirs
-            rows.append(Row(name, value, "bytes/token", peer=theirs, ratio=value / theirs, bar=bar, ok=value <= bar))
+            ok = value <= bar
+            rows.append(Row(name, value, "bytes/token", peer=theirs, ratio=value / theirs, floor=floor, bar=bar, ok=ok))
             rows.append(Row(f"{name}: our error", ours.error, "nats", peer=error, ratio=ours.error / error))
             rows.append(Row(f"{name}: entries kept", ours.entries, "a token", peer=peer.k))
+            rows.append(Row(f"{name}: step", ours.step_nats, "nats"))
         size = tokens.sampled_bytes
         text = f"V={QWEN_ROWS}, {profile}: sampled, size"
         rows.append(Row(text, size, "bytes/token", bar=SAMPLED_BAR, ok=size <= SAMPLED_BAR))
@@ -205,6 +208,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         beside = f"  peer {row.peer:.4g}" if row.peer is not None else ""
         ratio = f"  ratio {row.ratio:.2f}" if row.ratio is not None else ""
+        ratio += f"  floor {row.floor:.4g}" if row.floor is not None else ""
         bar = "" if row.bar is None else f"  bar {row.bar:.4g}: {'met' if row.ok else 'MISSED'}"
         lines.append(f"{row.name:78} {row.value:10.4g} {row.unit}{beside}{ratio}{bar}")
     return "\n".join(lines)

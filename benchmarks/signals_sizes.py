@@ -7,6 +7,7 @@ V = 151,936. What is missing of the mass is spread evenly over the other rows, i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from distill.teacher.bits import packed_bytes, width_of
-from distill.teacher.forms import MAX_KEPT, Sparse, decode_top_k, encode_sampled, encode_top_k
+from distill.teacher.forms import MAX_KEPT, Sparse, encode_sampled
+from distill.teacher.top_k_form import decode_top_k, encode_top_k
 from distill.train.recording import sampled_of
 
 ROW_TOKENS, INDEX_BYTES = 128, 32  # a row of the store costs an index record
-THRESHOLDS = tuple(0.03 * 0.75**step for step in range(36))
+THRESHOLDS = tuple(0.03 * 0.87**step for step in range(64))
+STEPS_NATS = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,16 @@ def peer_error(tokens: Tokens, peer: Peer) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """Our form at one threshold."""
+    """Our form at one threshold and step."""
 
     min_probability: float
+    step_nats: float
     entries: float
     bytes_per_token: float
     error: float
 
 
-def our_size(tokens: Tokens, min_probability: float, k: int = MAX_KEPT) -> Size:
+def our_size(tokens: Tokens, min_probability: float, step_nats: float, k: int = MAX_KEPT) -> Size:
     """Bytes as written and the error of what is read back."""
     kept = (np.exp(tokens.top_NK) >= min_probability) & (np.arange(MAX_KEPT) < k)
     kept[:, 0] = True
@@ -118,19 +122,46 @@ def our_size(tokens: Tokens, min_probability: float, k: int = MAX_KEPT) -> Size:
         tokens.top_NK[kept].astype(np.float32),
         log_tail_T=np.log(tail).astype(np.float32),
     )
-    packed = encode_top_k(found, tokens.rows)
-    back = decode_top_k(packed, len(k_N), int(k_N.sum()), tokens.rows)
-    told = np.zeros_like(tokens.top_NK)
-    told[kept] = back.logprobs_E
+    packed = encode_top_k(found, tokens.rows, step_nats)
+    back = decode_top_k(packed, len(k_N), tokens.rows, step_nats)
     assert back.log_tail_T is not None
+    by_id = np.lexsort((found.ids_E, np.repeat(np.arange(len(k_N)), k_N)))
+    logprobs_E = np.empty(len(by_id))
+    logprobs_E[by_id] = back.logprobs_E
+    told = np.zeros_like(tokens.top_NK)
+    told[kept] = logprobs_E
     error = error_of(tokens, k_N, told, np.exp(back.log_tail_T.astype(np.float64)))
-    return Size(min_probability, k_N.mean(), len(packed) / len(k_N) + INDEX_BYTES / ROW_TOKENS, error)
+    size = len(packed) / len(k_N) + INDEX_BYTES / ROW_TOKENS
+    return Size(min_probability, step_nats, k_N.mean(), size, error)
 
 
-def smallest_at(tokens: Tokens, error: float) -> Size | None:
-    """The smallest of our forms that loses no more than `error`."""
-    sizes = [size for size in (our_size(tokens, threshold) for threshold in THRESHOLDS) if size.error <= error]
-    return min(sizes, key=lambda size: size.bytes_per_token) if sizes else None
+def our_sizes(tokens: Tokens) -> list[Size]:
+    """All thresholds and steps."""
+    return [our_size(tokens, threshold, step) for threshold in THRESHOLDS for step in STEPS_NATS]
+
+
+def smallest_at(sizes: Sequence[Size], error: float) -> Size | None:
+    """The smallest form that loses no more than `error`."""
+    fitting = [size for size in sizes if size.error <= error]
+    return min(fitting, key=lambda size: size.bytes_per_token) if fitting else None
+
+
+def least_bytes(tokens: Tokens, error: float) -> float | None:
+    """What no code of single tokens can go below, at ids that tell nothing of their likelihood: the sets of the fewest
+    ids whose exact values lose no more than `error`, log2 C(R, k) bits each, and nothing for values and tails."""
+    found = []
+    for threshold in THRESHOLDS:
+        kept = np.exp(tokens.top_NK) >= threshold
+        kept[:, 0] = True
+        k_N = kept.sum(-1)
+        tail = np.maximum(1.0 - (np.exp(tokens.top_NK) * kept).sum(-1), 1e-17)
+        if error_of(tokens, k_N, tokens.top_NK, tail) <= error:
+            found.append(float(np.mean([_set_bytes(tokens.rows, k) for k in k_N])))
+    return min(found) if found else None
+
+
+def _set_bytes(rows: int, k: int) -> float:
+    return (math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1)) / math.log(2) / 8
 
 
 def synthetic(count: int, rows: int, exponents: tuple[float, float], seed: int = 0) -> object:

@@ -1,6 +1,6 @@
 """Speculative decoding beside plain decoding: a student as the draft of the teacher it was made from.
 
-    python -m benchmarks.speculative [--draft FOLDER] [--quick] [--json PATH]
+    python -m benchmarks.speculative [--draft FOLDER] [--tasks N] [--rounds N] [--quick] [--json PATH]
 
 Held-out tasks as chats, tokens per CPU-second of the process on one thread, prompts included. Both ways take turns and
 the best of each counts. Greedy texts are compared; sampled ones have the same distribution, not the same text. Beside
@@ -108,6 +108,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, default=DATA / "teacher")
     parser.add_argument("--draft", type=Path, default=DATA / "student-base")
+    parser.add_argument("--tasks", type=int, default=64, help="prompts of each load")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--quick", action="store_true", help="few and short answers: under a minute")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -117,17 +119,18 @@ def main() -> int:
     model = load_model(options.target, dtype="float32", device="cpu")
     draft = Draft(load_model(options.draft, dtype="float32", device="cpu"), load_tokenizer(options.draft))
     plain = Engine(model, tokenizer, EngineConfig(max_batch=16))
-    count = 8 if options.quick else 64
+    count = 8 if options.quick else options.tasks
     tasks = list(sample_tasks(kinds=("instruction", "code"), split="values", count=count, seed=SEED))
     prompts = prompts_of(tokenizer, tasks)
     rows: list[Row] = []
     for load in loads(48 if options.quick else 256, quick=options.quick):
-        rows += measure(plain, draft, prompts, load, rounds=1 if options.quick else 3)
+        rows += measure(plain, draft, prompts, load, rounds=1 if options.quick else options.rounds)
     for row in rows:
         beside = "" if row.ratio is None else f", without {row.peer:.4g}, ratio {row.ratio:.3f}"
         print(f"{row.name}: {row.value:.4g} {row.unit}{beside}" + ("" if row.bar is None else f" (bar: {row.ok})"))
     if options.json:
-        command = "python -m benchmarks.speculative" + (" --quick" if options.quick else "")
+        size = " --quick" if options.quick else f" --tasks {options.tasks} --rounds {options.rounds}"
+        command = "python -m benchmarks.speculative" + size
         details = {
             "target": {"name": options.target.name, "weights": weights(model)},
             "draft": {"name": "/".join(options.draft.resolve().parts[-2:]), "weights": weights(draft.model)},

@@ -186,6 +186,9 @@ def serve(
     device: Annotated[Device, typer.Option()] = "auto",
     max_batch: Annotated[int | None, typer.Option(min=1, help="sequences decoded together")] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.001, help="memory for the KV cache, in GiB")] = None,
+    kv_dtype: Annotated[
+        Literal["auto", "int8", "fp8"] | None, typer.Option(help="8 bits: half the bytes, not quite the same text")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(min=1, help="choices open at once; beyond it 503")] = None,
     draft: Annotated[str | None, typer.Option(help="small model that guesses for the served one")] = None,
     draft_tokens: Annotated[int | None, typer.Option(min=1, max=64, help="guessed at a time; default 4")] = None,
@@ -202,7 +205,7 @@ def serve(
     from distill.serve.target import launched_processes, resolve
 
     flags: dict[str, object] = {"host": host, "port": port, "api_key_env": api_key_env, "dtype": dtype}
-    flags |= {"max_batch": max_batch, "kv_gib": kv_gib, "max_queue": max_queue}
+    flags |= {"max_batch": max_batch, "kv_gib": kv_gib, "kv_dtype": kv_dtype, "max_queue": max_queue}
     flags |= {"draft": draft, "draft_tokens": draft_tokens}
     chosen = resolve(target, overrides=overrides or (), variant=variant, model_name=model_name, flags=flags)
     settings, key = chosen.settings, chosen.api_key()
@@ -267,6 +270,11 @@ def bench(
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise DistillError(f"the environment variable {api_key_env} is not set", remedy="set it to the server's key")
+    if plot_path is not None:
+        show.check_plot(plot_path)
+    for path in (json_path, plot_path):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     options = benchmark.ModelOptions(dtype, device, max_batch, kv_gib)
     workload = Workload(requests, prompt_tokens, max_tokens, seed)
     with benchmark.served(target, model_name=model_name, api_key=key, options=options) as server:

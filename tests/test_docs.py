@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from distill import cli
-from distill.recipe import filters, generate, prompts, quantize, schema, signals, teacher, train
+from distill.recipe import filters, generate, prompts, prune, quantize, schema, signals, teacher, train
 from distill.recipe.base import Section
 from distill.recipe.load import load_recipe
 
@@ -94,7 +94,7 @@ def models() -> list[type[Section]]:
     """Every section of a recipe, the common parts of several among them."""
     return [
         value
-        for module in (schema, teacher, generate, prompts, filters, train, signals, quantize)
+        for module in (schema, teacher, prune, generate, prompts, filters, train, signals, quantize)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__
     ]

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "distill"
 STAGES = {"generate", "train", "quantize", "serve", "evaluate", "plan", "report"}
 SERVICES = {"teacher", "engine", "kernels", "model", "objectives", "judge", "text", "sandbox", "tasks"}
 BASE = {"recipe", "records", "runs", "track", "errors", "quiet"}
-LEVEL = dict.fromkeys(BASE, 0) | dict.fromkeys(SERVICES, 1) | dict.fromkeys(STAGES, 2) | {"cli": 3, "__main__": 4}
+LEVEL = dict.fromkeys(BASE, 0) | dict.fromkeys(SERVICES, 1) | dict.fromkeys(STAGES, 2)
+LEVEL |= {"cli": 3, "launch": 3, "__main__": 4}
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "bitsandbytes"}
 

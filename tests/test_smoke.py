@@ -153,12 +153,12 @@ def test_kill_in_the_middle_loses_nothing(tmp_path: Path, attempt: int) -> None:
 
 
 def requests_received(url: str) -> int:
-    """Requests that the server got, by its own count."""
+    """Chat requests that the server answered, by its own count."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics") as answer:
         text = answer.read().decode()
-    found = re.search(r"^distill_requests_total (\d+)", text, re.MULTILINE)
-    assert found is not None, text
-    return int(found[1])
+    found = re.findall(r'^distill_answers_total\{route="/v1/chat/completions",status="\d+"\} (\d+)', text, re.MULTILINE)
+    assert found, text
+    return sum(map(int, found))
 
 
 def test_the_counts_above_are_the_recipe_s() -> None:

@@ -103,19 +103,45 @@ def attend_by_kernels(
 
     assert batch.cache is not None
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    scales = batch.cache.scales[layer]
     q = query[0].transpose(0, 1)
     parts = []
     if tables.decode is not None:
         single, (table, lengths) = q[: batch.num_decode], tables.decode
-        own = paged_decode(
-            single, keys, values, table, lengths, scale=scale, window=window, softcap=softcap, width=tables.width
+        parts.append(
+            paged_decode(
+                single,
+                keys,
+                values,
+                table,
+                lengths,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                scales=scales,
+                width=tables.width,
+                arrived=tables.arrived,
+            )
         )
-        parts.append(own)
     if tables.prefill is not None:
         table, (starts, lengths, contexts), longest = tables.prefill
         rest = q[batch.num_decode :]
-        limits = (starts, lengths, contexts, longest)
-        parts.append(varlen_prefill(rest, keys, values, table, *limits, scale=scale, window=window, softcap=softcap))
+        parts.append(
+            varlen_prefill(
+                rest,
+                keys,
+                values,
+                table,
+                starts,
+                lengths,
+                contexts,
+                longest,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                scales=scales,
+            )
+        )
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 

@@ -217,46 +217,40 @@ class PackedBatch:
         return self.placements[0 if self.cache is None else self.cache.groups[layer]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Work:
     """So many pending tokens of a sequence, to compute in this step; the last `num_draft` of them are a draft model's
-    guesses, which the logits are to confirm."""
+    guesses, which the logits are to confirm. What it says of its sequence holds before the step."""
 
     sequence: Sequence
     num_tokens: int
     num_draft: int = 0
+    is_decode: bool = field(init=False)  # the newest token alone, everything before it cached
+    samples: bool = field(init=False)  # a token is sampled after this step, as the last token's logits are known
 
-    @property
-    def is_decode(self) -> bool:
-        """The newest token alone, everything before it cached."""
-        return self.num_tokens == 1 and self.sequence.num_computed > 0
-
-    @property
-    def reaches_end(self) -> bool:
-        """After this step the last token's logits are known."""
-        return self.num_tokens == self.sequence.num_pending
-
-    @property
-    def samples(self) -> bool:
-        """A token is sampled after this step."""
-        return self.reaches_end and self.sequence.samples
+    def __post_init__(self) -> None:
+        sequence = self.sequence
+        self.is_decode = self.num_tokens == 1 and sequence.num_computed > 0
+        self.samples = sequence.samples and self.num_tokens == len(sequence.token_ids) - sequence.num_computed
 
 
 def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers, *, kernels: bool = False) -> PackedBatch:
     """The batch of `works`, decoding sequences first (as the scheduler hands them over)."""
     num_decode = sum(work.is_decode for work in works) if cache is not None else 0
     ids: list[int] = []
-    positions: list[int] = []
     shared: list[int] = []
     for work in works:
         assert cache is None or not work.is_decode or len(ids) < num_decode, "decoding sequences come first"
         sequence, first = work.sequence, work.sequence.num_computed
-        shared.extend(range(len(ids), len(ids) + min(work.num_tokens, sequence.num_shared - first)))
+        if first < sequence.num_shared:
+            shared.extend(range(len(ids), len(ids) + min(work.num_tokens, sequence.num_shared - first)))
         ids.extend(sequence.token_ids[first : first + work.num_tokens])
-        positions.extend(range(first, first + work.num_tokens))
     groups = range(1 if cache is None else cache.num_groups)
-    slots = [positions if cache is None else _slots(works, positions, cache.block_size, group) for group in groups]
-    arrays = buffers.put("tokens", np.array((ids, positions, *slots), dtype=np.int64))
+    tokens = np.empty((2 + len(groups), len(ids)), dtype=np.int64)
+    tokens[0], tokens[1] = ids, _positions(works)
+    for group in groups:
+        tokens[2 + group] = 0 if cache is None else _slots(works, tokens[1], cache.block_size, group)
+    arrays = buffers.put("tokens", tokens)
     stored = buffers.put("stored", np.delete(np.arange(len(ids)), shared)) if shared else None
     placements = [Placement(_segments(works, num_decode, cache, buffers, group)) for group in groups]
     if cache is not None:
@@ -268,7 +262,8 @@ def pack(works: list[Work], cache: PagedKVCache | None, buffers: StepBuffers, *,
                 placement.decode = DecodePlan(decoding, cache.block_size, buffers, group=group)
             if kernels:
                 sequences, counts = [w.sequence for w in works], [w.num_tokens for w in works]
-                placement.tables = make_tables(sequences, counts, num_decode, cache.block_size, buffers, group=group)
+                limits = {"kv_heads": cache.most_kv_heads, "group": group}
+                placement.tables = make_tables(sequences, counts, num_decode, cache.block_size, buffers, **limits)
     return PackedBatch(
         input_ids=arrays[0:1],
         position_ids=arrays[1:2],
@@ -298,11 +293,20 @@ def _segments(
     return segments
 
 
-def _slots(works: list[Work], positions: list[int], block_size: int, group: int) -> list[int]:
+def _positions(works: list[Work]) -> np.ndarray:
+    """Where each token of the batch stands in its sequence."""
+    counts = np.array([work.num_tokens for work in works])
+    firsts = np.array([work.sequence.num_computed for work in works])
+    return np.arange(counts.sum()) + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+
+
+def _slots(works: list[Work], positions: np.ndarray, block_size: int, group: int) -> np.ndarray:
     """Where a group keeps each token of the batch: block x block_size + offset."""
-    slots: list[int] = []
+    blocks: list[int] = []  # of each token
     for work in works:
-        blocks = work.sequence.tables[group]
-        for position in positions[len(slots) : len(slots) + work.num_tokens]:
-            slots.append(blocks[position // block_size] * block_size + position % block_size)
-    return slots
+        first, table = work.sequence.num_computed, work.sequence.tables[group]
+        end = first + work.num_tokens
+        for index in range(first // block_size, blocks_for(end, block_size)):
+            inside = min(end, (index + 1) * block_size) - max(first, index * block_size)
+            blocks += [table[index]] * inside
+    return np.array(blocks, dtype=np.int64) * block_size + positions % block_size

@@ -3,7 +3,7 @@
 A layer qualifies by what it is made of (RMSNorm, attention with rotary halves, gated SiLU; Llama, Mistral, Qwen2,
 Qwen3), and the model as a whole by giving the same logits with and without: nothing goes by names of models. Every
 other layer runs as transformers wrote it. Query, key and value weights become parts of one tensor, gate and up of
-another, so that one product makes them; in-place updates of the parameters reach them.
+another, so that one product makes them; in-place updates of the parameters reach them. Packed weights are joined alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from distill.engine.attention import attend_by_kernels, packed_attention
 from distill.engine.batch import PackedBatch
 from distill.kernels.fused import rms_norm, rotate_and_store, silu_mul
-from distill.kernels.gemv import MOST_ROWS, gated_gemv, gemv
+from distill.kernels.gemv import gated_gemv, gemv, pays
+from distill.kernels.w4a16 import PackedLinear
 
 
 class Fusion:
@@ -54,11 +55,17 @@ class Joined:
     def __init__(self, *linears: nn.Module) -> None:
         self._linears = linears
         self._plain = all(map(_is_plain, linears)) and len({m.bias is None for m in linears}) == 1
+        self._packed: PackedLinear | None = None
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
 
     def merge(self) -> None:
         """Make the weights parts of one tensor, again where somebody has replaced them."""
+        packed = [m for m in self._linears if isinstance(m, PackedLinear) and not _is_heard(m)]
+        if len(packed) == len(self._linears):
+            if self._packed is None or self._packed.packed.data_ptr() != packed[0].packed.data_ptr():
+                self._packed = PackedLinear.joined(packed)
+            return
         if not self._plain:
             return
         first: torch.Tensor = self._linears[0].weight  # type: ignore[assignment]
@@ -72,14 +79,16 @@ class Joined:
         """x [T, I] -> all outputs of norm(x), [T, sum of O]."""
         if self._weight is None:
             normed = rms_norm(x, norm.weight, norm.variance_epsilon)
+            if self._packed is not None:
+                return self._packed(normed)
             return torch.cat([linear(normed) for linear in self._linears], -1)
-        if len(x) <= MOST_ROWS:
+        if pays(x):
             return gemv(x, self._weight, self._bias, norm=(norm.weight, norm.variance_epsilon))
         return nn.functional.linear(rms_norm(x, norm.weight, norm.variance_epsilon), self._weight, self._bias)
 
     def gated(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
         """x [T, I] -> silu(first(norm(x))) * second(norm(x)), [T, O]."""
-        if len(x) <= MOST_ROWS and self._weight is not None and self._bias is None:
+        if pays(x) and self._weight is not None and self._bias is None:
             return gated_gemv(x, self._weight, norm=(norm.weight, norm.variance_epsilon))
         return silu_mul(*self(x, norm).chunk(2, dim=-1))
 
@@ -94,8 +103,12 @@ def _as_one(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 def _is_plain(module: nn.Module) -> bool:
     """A dense linear layer that nobody listens to."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and not hooks
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and not _is_heard(module)
+
+
+def _is_heard(module: nn.Module) -> bool:
+    """Whether hooks listen to it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class FusedLayer:
@@ -174,9 +187,11 @@ class FusedLayer:
 
 def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
     """hidden [T, O] += linear(x [T, I]), in the product itself where that is a plain one."""
-    if not _is_plain(linear) or linear.bias is not None:
+    if isinstance(linear, PackedLinear) and not _is_heard(linear):
+        linear.add_to(hidden, x)
+    elif not _is_plain(linear) or linear.bias is not None:
         hidden.add_(linear(x))
-    elif len(x) <= MOST_ROWS:
+    elif pays(hidden):
         gemv(x, linear.weight, out=hidden)  # type: ignore[arg-type]
     else:
         hidden.addmm_(x, linear.weight.t())  # type: ignore[operator]

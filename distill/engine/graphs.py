@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,13 +22,10 @@ from transformers import PreTrainedModel
 from distill.engine.batch import PackedBatch, Placement, Work
 from distill.engine.buffers import Buffer
 from distill.engine.kv_cache import PagedKVCache, blocks_for
-from distill.engine.probe import forward
 from distill.engine.tables import KernelTables
 
-if TYPE_CHECKING:
-    from distill.engine.fusion import Fusion
-
 _LOG = logging.getLogger(__name__)
+Forward = Callable[[PackedBatch, torch.Tensor | None], torch.Tensor]  # logits of a batch's tokens, None: of all
 _FIELDS = 5
 _WARM_UPS = 2  # kernels are compiled, and libraries take their memory, before the capture
 
@@ -45,16 +41,10 @@ class DecodeGraphs:
     rows; whoever samples others writes them there, as the next step may read them."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: PagedKVCache,
-        fusion: Fusion | None,
-        *,
-        max_batch: int,
-        max_length: int,
+        self, model: PreTrainedModel, forward: Forward, cache: PagedKVCache, *, max_batch: int, max_length: int
     ) -> None:
         self._model = model
-        self._fusion = fusion
+        self._compute = forward
         self._cache = cache
         self._spare = cache.num_blocks - 1  # the block of the rows that are not needed
         self._capacity = max_batch
@@ -69,6 +59,7 @@ class DecodeGraphs:
         _, *self._fields = buffer.there[:fields].view(_FIELDS, max_batch)
         self._width = buffer.there[fields : fields + 1]
         self._tables = buffer.there[fields + 1 :].view(torch.int32)
+        self._arrived = torch.zeros(max_batch * cache.most_kv_heads, dtype=torch.int32, device=device)
         self._logits: torch.Tensor | None = None  # [max_batch, vocabulary]
         self._host = np.zeros((_FIELDS, max_batch), dtype=np.int64)
         self._rows = np.full((max_batch, self._blocks), self._spare, dtype=np.int32)
@@ -76,7 +67,7 @@ class DecodeGraphs:
         self._filled = np.zeros(max_batch, dtype=np.int64)
         self._replays: dict[int, Callable[[], None]] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._addresses = self._weight_addresses()
+        self._addresses: list[int] = []  # of the weights, when something was captured last
         self.failure: str | None = None  # why nothing can be captured
         self.capture_seconds = 0.0
 
@@ -90,6 +81,7 @@ class DecodeGraphs:
             return False
         return all(work.samples and not work.sequence.is_scoring for work in works)
 
+    @torch.inference_mode()
     def capture(self, sizes: list[int] | None = None) -> None:
         """Capture what is missing of these batch sizes, or of all."""
         for size in sorted({self._bucket(size) for size in sizes or self._buckets}, reverse=True):
@@ -98,9 +90,7 @@ class DecodeGraphs:
 
     def check_weights(self) -> None:
         """Capture anew where the weights are not where they were. Values that change in place are read as they are."""
-        found = self._weight_addresses()
-        if found != self._addresses:
-            self._addresses = found
+        if self._weight_addresses() != self._addresses:
             self._replays.clear()
             self.failure = None
 
@@ -151,6 +141,7 @@ class DecodeGraphs:
     def _capture(self, bucket: int) -> None:
         if self._pool is None:
             self._replays[bucket] = lambda: self._forward(bucket)
+            self._addresses = self._weight_addresses()
             return
         started = time.perf_counter()
         tokens = self.tokens.clone()
@@ -169,16 +160,17 @@ class DecodeGraphs:
             _LOG.warning("decode without CUDA graphs: %s", self.failure)
         else:
             self._replays[bucket] = graph.replay
-            self._addresses = self._weight_addresses()  # fused layers may have moved the weights
         torch.cuda.current_stream().wait_stream(stream)
         self.tokens.copy_(tokens)
+        self._addresses = self._weight_addresses()
         self.capture_seconds += time.perf_counter() - started
 
     def _forward(self, bucket: int) -> None:
         """One step on the fixed inputs: its logits and its likeliest tokens."""
         source, positions, lengths, slots = (field[:bucket] for field in self._fields)
         tables = self._tables[: bucket * self._blocks]
-        placement = Placement([], slots=slots, tables=KernelTables((tables, lengths), None, self._width))
+        known = KernelTables((tables, lengths), None, self._width, self._arrived)
+        placement = Placement([], slots=slots, tables=known)
         batch = PackedBatch(
             input_ids=self._known.index_select(0, source).unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -186,7 +178,7 @@ class DecodeGraphs:
             placements=[placement],
             cache=self._cache,
         )
-        logits = forward(self._model, batch, None, self._fusion)
+        logits = self._compute(batch, None)
         if self._logits is None:
             self._logits = logits.new_empty(self._capacity, logits.shape[-1])
         self._logits[:bucket].copy_(logits)

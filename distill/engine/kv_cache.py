@@ -23,10 +23,17 @@ class LayerShape:
     value_dim: int
 
 
-def stored_bytes(layer: LayerShape, dtype: torch.dtype, *, quantized: bool) -> int:
-    """Bytes a token takes in one layer: its numbers, or an int8 each and a float16 scale for K and V of every head."""
+CODES: dict[str, torch.dtype | None] = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""By `kv_dtype`: the type of the codes that stand for the numbers, none where the numbers are stored themselves."""
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
+
+def stored_bytes(layer: LayerShape, dtype: torch.dtype, *, codes: torch.dtype | None) -> int:
+    """Bytes a token takes in one layer: its numbers, or a code each and a float16 scale for K and V of every head."""
     numbers = layer.key_dim + layer.value_dim
-    return layer.kv_heads * (numbers + 2 * torch.float16.itemsize if quantized else numbers * dtype.itemsize)
+    if codes is None:
+        return layer.kv_heads * numbers * dtype.itemsize
+    return layer.kv_heads * (numbers * codes.itemsize + 2 * torch.float16.itemsize)
 
 
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
@@ -38,27 +45,32 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return 2 * dtype.itemsize * int(text.num_hidden_layers) * int(kv_heads) * int(head_dim)
 
 
-def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric int8 codes of each row of [R, D] and its scale [R] in float16: row = code x scale, |code| <= 127."""
+def quantize_rows(rows: torch.Tensor, codes: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric codes of each row of [R, D] and its scale [R] in float16: row = code x scale, where the largest code
+    is 127 in int8 and 448 in float8_e4m3fn (Micikevicius et al., 2209.05433), which rounds to one part in 16."""
+    largest = _LARGEST[codes]
     # at least float16's smallest normal number: all-zero rows divide by it
-    scales = (rows.abs().amax(-1).float() / 127).clamp_(min=2.0**-14).half()
-    codes = (rows.float() / scales.float().unsqueeze(-1)).round_().clamp_(-127, 127).to(torch.int8)
-    return codes, scales
+    scales = (rows.abs().amax(-1).float() / largest).clamp_(min=2.0**-14).half()
+    exact = rows.float() / scales.float().unsqueeze(-1)
+    if codes == torch.int8:
+        exact.round_()  # a cast to int8 would cut off
+    return exact.clamp_(-largest, largest).to(codes), scales
 
 
 class _Store:
-    """K or V of one layer: [num_blocks, kv_heads, block_size, dim] in the model's dtype, or int8 with a scale a head
-    and token, which is multiplied in again wherever it is read."""
+    """K or V of one layer: [num_blocks, kv_heads, block_size, dim] in the model's dtype, or codes with a scale a head
+    and token, which is multiplied in again wherever they are read."""
 
     def __init__(
-        self, shape: tuple[int, int, int, int], dtype: torch.dtype, *, quantized: bool, device: torch.device
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, *, codes: torch.dtype | None, device: torch.device
     ) -> None:
         # zeros, not empty: unused slots enter products under a zero weight, where a NaN would spread
-        self.data = torch.zeros(shape, dtype=torch.int8 if quantized else dtype, device=device)
-        self.scales = torch.zeros(shape[:3], dtype=torch.float16, device=device) if quantized else None
-        self._dtype = dtype
-        # the same memory as rows, and with the KV heads first
-        self._rows = self.data.view(-1, shape[3])
+        self.data = torch.zeros(shape, dtype=codes or dtype, device=device)
+        self.scales = torch.zeros(shape[:3], dtype=torch.float16, device=device) if codes is not None else None
+        self._dtype, self._codes = dtype, codes
+        # the same memory as rows, and with the KV heads first; torch moves codes of fp8 about as plain bytes
+        self._plain = self.data if codes is None else self.data.view(torch.int8)
+        self._rows = self._plain.view(-1, shape[3])
         self._by_head = self.data.transpose(0, 1)
 
     @property
@@ -68,9 +80,10 @@ class _Store:
 
     def write(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         tokens = tokens.reshape(-1, self._rows.shape[1])
-        if self.scales is not None:
-            tokens, scales = quantize_rows(tokens)
+        if self.scales is not None and self._codes is not None:
+            tokens, scales = quantize_rows(tokens, self._codes)
             self.scales.view(-1).index_copy_(0, rows, scales)
+            tokens = tokens.view(torch.int8)
         self._rows.index_copy_(0, rows, tokens)
 
     def between(self, first: int, last: int) -> torch.Tensor:
@@ -79,8 +92,12 @@ class _Store:
         return data if self.scales is None else self._scaled(data, self.scales[first:last])
 
     def pick(self, blocks: torch.Tensor) -> torch.Tensor:
-        data = self.data.index_select(0, blocks)
-        return data if self.scales is None else self._scaled(data, self.scales.index_select(0, blocks))
+        data = self._plain.index_select(0, blocks)
+        return (
+            data
+            if self.scales is None
+            else self._scaled(data.view(self.data.dtype), self.scales.index_select(0, blocks))
+        )
 
     def tokens(self, blocks: range | torch.Tensor, start: int, stop: int) -> torch.Tensor:
         if self.scales is None and isinstance(blocks, range):
@@ -109,25 +126,30 @@ class PagedKVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
-        quantized: bool = False,
+        codes: torch.dtype | None = None,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.is_quantized = quantized
+        self.is_quantized = codes is not None
         places = places or [(0, slot) for slot in range(len(slots))]
         self.groups = [group for group, _ in places]  # of each layer
+        self.most_kv_heads = max(slot.kv_heads for slot in slots)
         self.num_groups = max(self.groups) + 1
-        sizes = [stored_bytes(slot, dtype, quantized=quantized) for slot in slots]
+        sizes = [stored_bytes(slot, dtype, codes=codes) for slot in slots]
         self.bytes_per_token = sum(sizes[slot] for _, slot in places)
         self.block_bytes = block_size * sum(sizes)
 
         def store(kv_heads: int, dim: int) -> _Store:
-            return _Store((num_blocks, kv_heads, block_size, dim), dtype, quantized=quantized, device=device)
+            return _Store((num_blocks, kv_heads, block_size, dim), dtype, codes=codes, device=device)
 
         self._slots = [(store(s.kv_heads, s.key_dim), store(s.kv_heads, s.value_dim)) for s in slots]
         self._layers = [self._slots[slot] for _, slot in places]
         self.keys = [key.data for key, _ in self._layers]
         self.values = [value.data for _, value in self._layers]
+        self.scales = [
+            (key.scales, value.scales) if key.scales is not None and value.scales is not None else None
+            for key, value in self._layers
+        ]
 
     @property
     def total_bytes(self) -> int:

@@ -53,9 +53,10 @@ class Relay:
             at, source = buffers.put("unknown tokens", np.array(rows, dtype=np.int64).T)
             batch.input_ids[0].index_copy_(0, at, self.tokens.index_select(0, source))
 
-    def send(self, works: list[Work], tokens: torch.Tensor | None, started: float) -> Launched:
-        """Let the sampled tokens (None: they are in place already) be those of the works that sample."""
-        sequences = [work.sequence for work in works if work.samples]
+    def send(
+        self, works: list[Work], sequences: list[Sequence], tokens: torch.Tensor | None, started: float
+    ) -> Launched:
+        """Let the sampled tokens (None: they are in place already) be those of these sequences of the works."""
         if tokens is not None:
             self.tokens[: len(sequences)].copy_(tokens)
         self._copies.reverse()
@@ -70,9 +71,9 @@ class Relay:
         return Launched(sequences, lengths, copy, event, num_decode, num_prefill, started)
 
 
-def expect_tokens(launched: Launched) -> None:
-    """Let each sequence of a step have its token, unknown as yet."""
-    for row, sequence in enumerate(launched.sequences):
+def expect_tokens(sequences: list[Sequence]) -> None:
+    """Let each sequence that samples in a step have its token, unknown as yet."""
+    for row, sequence in enumerate(sequences):
         sequence.token_ids.append(PENDING)
         sequence.num_unknown += 1
         sequence.row = row

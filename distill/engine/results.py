@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.engine import sampler
 from distill.engine.batch import Work
-from distill.engine.detokenize import decode
+from distill.engine.detokenize import decode_after
 from distill.engine.sequence import Sequence
 from distill.engine.types import Completion, FinishReason, StepOutput
 
@@ -49,10 +49,28 @@ def take_scores(works: list[Work], logits: torch.Tensor) -> tuple[list[Work], to
     return sampling, logits if row == len(sampling_rows) else logits[sampling_rows]
 
 
+def arrive(sequence: Sequence, length: int, token: int) -> FinishReason | None:
+    """The token after the first `length` ones, until now PENDING; why it ends the sequence, if it does."""
+    if sequence.tail is not None:
+        unknown = sequence.token_ids[length + 1 :]
+        del sequence.token_ids[length:]
+        reason = append(sequence, token)
+        sequence.token_ids += unknown
+    else:
+        sequence.token_ids[length] = token
+        reason = sequence.finish_reason_of(token, length + 1)
+    if reason is not None:
+        del sequence.token_ids[length + 1 :]
+    sequence.num_unknown = len(sequence.token_ids) - length - 1
+    return reason
+
+
 def append(sequence: Sequence, token: int) -> FinishReason | None:
     """One sampled token; why it ends the sequence, if it does."""
     sequence.token_ids.append(token)
-    reason = sequence.finish_reason_of(token)
+    reason = sequence.finish_reason_of(token, len(sequence.token_ids))
+    if sequence.tail is None and sequence.progress is None:
+        return reason
     # a token that ends the sequence is no text, whether the tokenizer calls it special or not
     output_ids = sequence.output_ids[:-1] if reason == "stop" else sequence.output_ids
     if sequence.progress is not None and reason != "stop":
@@ -83,7 +101,7 @@ def completion_of(sequence: Sequence, reason: FinishReason, tokenizer: PreTraine
         text = sequence.tail.text
     elif tokenizer is not None and output_ids:
         ends = reason == "stop" and output_ids[-1] in sequence.stop_ids
-        text = decode(tokenizer, output_ids[:-1] if ends else output_ids)
+        text = decode_after(tokenizer, sequence.context_ids, output_ids[:-1] if ends else output_ids)
     else:
         text = ""
     params = sequence.params

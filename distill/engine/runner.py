@@ -6,8 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
-from importlib.util import find_spec
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,18 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.engine import results, sampler
 from distill.engine.batch import Work, pack
 from distill.engine.buffers import StepBuffers
+from distill.engine.choices import eos_ids, resolved
 from distill.engine.constrained.grammar import Constraint, Grammar, Grammars
-from distill.engine.detokenize import TextTail
+from distill.engine.detokenize import TextTail, context_of
 from distill.engine.graphs import DecodeGraphs
 from distill.engine.kv_cache import PagedKVCache
 from distill.engine.overlap import Launched, Relay, expect_tokens, rewind
 from distill.engine.paging.block_tables import BlockTables
 from distill.engine.paging.blocks import BlockPool
-from distill.engine.paging.groups import group_layers, one_group
-from distill.engine.paging.memory import make_caches
+from distill.engine.paging.memory import make_paging
 from distill.engine.paging.prefix import PrefixCache, exchange_scores
 from distill.engine.parallel import Team
 from distill.engine.probe import forward, fuse, inspect_model
+from distill.engine.requests import check_request
 from distill.engine.scheduler import Scheduler
 from distill.engine.sequence import Sequence
 from distill.engine.speculative.draft import Drafter
@@ -55,7 +55,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._team = team  # the other processes that hold a share of the model
         self.device: torch.device = model.device
-        self.config = config = _resolved(config, self.device)
+        self.config = config = resolved(config, self.device, is_alone=team is None and draft is None)
         structures = [inspect_model(model, compare=config.probe)]
         if draft is not None:
             if team is not None:
@@ -66,7 +66,7 @@ class Engine:
         kernels = config.attention == "triton" and team is None
         self._fusion = fuse(model, structure) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self.eos_ids = eos_ids(model, tokenizer)
         self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
@@ -75,27 +75,17 @@ class Engine:
         self._prefix: PrefixCache | None = None
         tables: BlockTables | None = None
         if config.use_kv_cache:
-            size, chunk = config.block_size, config.prefill_tokens
-            groups = group_layers(structure.layers, structure.windows, max_length=self.max_model_len)
-            layouts = [(groups, structure.dtype), *((one_group(s.layers), s.dtype) for s in structures[1:])]
-            self.cache, *others = make_caches(layouts, config, self.max_model_len, self.device)
-            count, windows = self.cache.num_blocks, groups.windows
-            has_graphs = config.attention == "triton" and config.cuda_graphs
-            if has_graphs and len(windows) == 1 and team is None and draft is None:
-                count -= 1  # one block is theirs
-            self.max_model_len = groups.longest(count, block_size=size, chunk=chunk, limit=self.max_model_len)
-            self.pool = BlockPool(count, num_homes=len(windows))
-            self._prefix = PrefixCache(self.pool, block_size=size, enabled=config.prefix_cache, windows=windows)
-            tables = BlockTables(self.pool, windows, block_size=size, chunk=chunk)
-            if count < self.cache.num_blocks:
+            paging, *others = make_paging(structures, config, max_length=self.max_model_len, device=self.device)
+            self.cache, self.pool, self._prefix, tables = paging.cache, paging.pool, paging.prefix, paging.tables
+            self.max_model_len = paging.max_length
+            if paging.has_spare_block:
                 limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
-                self.graphs = DecodeGraphs(model, self.cache, self._fusion, **limits)
+                self.graphs = DecodeGraphs(model, partial(forward, model, fusion=self._fusion), self.cache, **limits)
             if draft is not None:
-                drafter = Drafter(
-                    draft.model, others[0], config, max_length=structures[1].max_length, target_vocab=self.vocab_size
-                )
+                longest, vocab = structures[1].max_length, self.vocab_size
+                drafter = Drafter(draft.model, others[0], config, max_length=longest, target_vocab=vocab)
                 self.speculation = Speculation(
-                    drafter, tables, self._prefix, block_size=size, num_tokens=draft.num_tokens
+                    drafter, tables, self._prefix, block_size=config.block_size, num_tokens=draft.num_tokens
                 )
         elif draft is not None:
             raise EngineError("a draft needs the KV cache", remedy="leave use_kv_cache on, or the draft out")
@@ -108,10 +98,9 @@ class Engine:
             score_rows=max(1, config.logits_bytes // (4 * self.vocab_size)),
         )
         self._buffers = StepBuffers(self.device)
-        self._relay: Relay | None = None
-        if config.overlap and config.use_kv_cache and team is None and draft is None:
-            empty = torch.zeros(config.max_batch, dtype=torch.int64, device=self.device)
-            self._relay = Relay(self.graphs.tokens if self.graphs is not None else empty)
+        empty = torch.zeros(config.max_batch, dtype=torch.int64, device=self.device)
+        tokens = self.graphs.tokens if self.graphs is not None else empty
+        self._relay = Relay(tokens) if config.overlap else None
         self._launched: Launched | None = None
         self._read_at = 0.0  # when the tokens of a launched step were read last
         self._num_special = 0  # requests whose tokens must be known before the next step
@@ -120,8 +109,7 @@ class Engine:
         self._grammars = Grammars(tokenizer, vocab_size=self.vocab_size, end_ids=self.eos_ids)
         self.stats = EngineStats()
         if self.graphs is not None and config.capture_at_start:
-            with torch.inference_mode():
-                self.graphs.capture()
+            self.graphs.capture()
 
     @property
     def has_work(self) -> bool:
@@ -152,29 +140,28 @@ class Engine:
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Raise EngineError for a request that can never run; touches no state, any thread may ask."""
-        if not prompt_ids:
-            raise EngineError("the prompt is empty", remedy="send at least one token")
-        longest = self.max_model_len - 1 if params.max_tokens else self.max_model_len + 1
-        if len(prompt_ids) > longest:
-            raise EngineError(
-                f"the prompt has {len(prompt_ids)} tokens; the context of {self.max_model_len} has room for {longest}",
-                remedy="shorten the prompt",
-            )
-        if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
-            raise EngineError(f"a prompt token is outside the vocabulary of {self.vocab_size}")
-        named = [*params.stop_token_ids, *(token for token, _ in params.logit_bias)]
-        if any(not 0 <= token < self.vocab_size for token in named):
-            raise EngineError(f"a token of stop_token_ids or logit_bias is outside the vocabulary of {self.vocab_size}")
+        check_request(prompt_ids, params, max_length=self.max_model_len, vocab_size=self.vocab_size)
         if params.stop and self.tokenizer is None:
             raise EngineError("stop strings need a tokenizer", remedy="use stop_token_ids")
 
-    def add(self, request_id: str, prompt_ids: Seq[int], params: SamplingParams, *, stream: bool = False) -> None:
-        """Queue a request. A streamed one reports its text at every step, the others once they are finished."""
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        stream: bool = False,
+        continues: bool = False,
+    ) -> None:
+        """Queue a request. A streamed one reports its text at every step, the others once they are finished. The text
+        is an answer of its own, or with `continues` what comes after the prompt's, its first space included."""
         assert request_id not in self._sequences, f"request {request_id} is already here"
         self.check(prompt_ids, params)
-        tail = None
+        tail, context = None, []
+        if self.tokenizer is not None and continues:
+            context = context_of(self.tokenizer, list(prompt_ids))
         if self.tokenizer is not None and (stream or params.stop):
-            tail = TextTail(self.tokenizer, params.stop)
+            tail = TextTail(self.tokenizer, params.stop, context)
         sequence = Sequence(
             request_id=request_id,
             token_ids=list(prompt_ids),
@@ -185,6 +172,7 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
             stream=stream,
             tail=tail,
+            context_ids=context,
             prompt_logprobs=[None] * len(prompt_ids) if params.prompt_logprobs is not None else [],
         )
         if self.graphs is not None and not self._sequences:
@@ -250,8 +238,7 @@ class Engine:
         """Launch a batch, then read the tokens of the one before."""
         works, before = self._scheduler.schedule(), self._launched
         self.stats.blocks_peak = max(self.stats.blocks_peak, self.blocks_in_use)
-        launched = self._launch(works, relay) if works else None
-        self._launched = launched
+        self._launched = self._launch(works, relay) if works else None
         return self._collect(before)
 
     def _launch(self, works: list[Work], relay: Relay) -> Launched:
@@ -262,34 +249,29 @@ class Engine:
         if logits is None or any(sequence.params.temperature for sequence in sampling):
             logits = self._computed(works, results.logit_rows(works)) if logits is None else logits
             tokens = sampler.choose(logits, sampling) if sampling else None
-        launched = relay.send(works, tokens, started)
+        launched = relay.send(works, sampling, tokens, started)
         for work in works:
             work.sequence.num_computed += work.num_tokens
-        expect_tokens(launched)
+        expect_tokens(sampling)
         return launched
 
     def _collect(self, launched: Launched | None) -> list[StepOutput]:
         """Read the tokens of a step that was launched, and append them."""
         outputs: list[StepOutput] = []
-        if launched is None:
-            return outputs
-        for sequence, length, token in launched.read():
+        for sequence, length, token in launched.read() if launched is not None else []:
             if self._sequences.get(sequence.request_id) is not sequence:
                 continue  # aborted, or it ended a step ago
-            unknown = sequence.token_ids[length + 1 :]
-            del sequence.token_ids[length:]
-            sequence.num_unknown = len(unknown)
-            reason = self._append(sequence, Verdict([token], [None]))
-            output = results.news(sequence, self._finish(sequence, reason) if reason is not None else None)
-            if output is not None:
+            self.stats.sampled_tokens += 1
+            reason = results.arrive(sequence, length, token)
+            if reason is None and (length + 1) % self.config.block_size == 0 and self._prefix is not None:
+                self._prefix.offer(sequence, 0)  # what the scheduler could not, not knowing the block's last token
+            done = self._finish(sequence, reason) if reason is not None else None
+            if (done is not None or sequence.stream) and (output := results.news(sequence, done)) is not None:
                 outputs.append(output)
-            if reason is None:
-                sequence.token_ids += unknown
-                if self._prefix is not None:
-                    self._prefix.offer(sequence, 0)
-        now = time.perf_counter()
-        self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
-        self._read_at = now
+        if launched is not None:
+            now = time.perf_counter()
+            self._count(launched.num_decode, launched.num_prefill, now - max(launched.started, self._read_at))
+            self._read_at = now
         return outputs
 
     @torch.inference_mode()
@@ -317,8 +299,8 @@ class Engine:
         batch = pack(works, self.cache, self._buffers, kernels=self.config.attention == "triton")
         if self._relay is not None:
             self._relay.complete(batch, works, self._buffers)
-        wanted = self._buffers.put("rows of logits", np.array(rows, dtype=np.int64))
-        return forward(self.model, batch, wanted, self._fusion)
+        places = self._buffers.put("rows of logits", np.array(rows, dtype=np.int64))
+        return forward(self.model, batch, places, self._fusion)
 
     def generate(
         self,
@@ -393,13 +375,10 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> Completion:
         """Free the sequence and make its completion."""
-        self._remove(sequence)
-        self.stats.finished += 1
-        return results.completion_of(sequence, reason, self.tokenizer)
-
-    def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request_id]
         self._forget(sequence)
+        self.stats.finished += 1
+        return results.completion_of(sequence, reason, self.tokenizer)
 
     def _forget(self, sequence: Sequence) -> None:
         self._num_special -= not sequence.params.is_plain
@@ -423,8 +402,7 @@ class Engine:
         stats.blocks_free = self.num_blocks - stats.blocks_used
         if self.pool is not None and self._prefix is not None:
             stats.cached_tokens = self._prefix.num_found_tokens
-            stats.blocks_cached = self.pool.num_cached
-            stats.block_evictions = self.pool.num_evictions
+            stats.blocks_cached, stats.block_evictions = self.pool.num_cached, self.pool.num_evictions
         if self.speculation is not None:
             stats.draft_blocks_used = self.speculation.drafter.pool.num_used
         stats.buffer_allocations = self._buffers.num_allocations
@@ -432,28 +410,3 @@ class Engine:
             stats.prefill_seconds += seconds
         else:
             stats.decode_seconds += seconds
-
-
-def _resolved(config: EngineConfig, device: torch.device) -> EngineConfig:
-    """The configuration with the choices that it leaves to the engine."""
-    attention = config.attention
-    if attention == "auto":
-        able = device.type == "cuda" and config.use_kv_cache and config.kv_dtype == "auto"
-        attention = "triton" if able and find_spec("triton") is not None else "torch"
-    elif attention == "triton" and find_spec("triton") is None:
-        raise EngineError("Triton is not installed", remedy="use the engine's attention 'torch', or install triton")
-    overlap = device.type == "cuda" if config.overlap is None else config.overlap
-    return replace(config, attention=attention, overlap=overlap)
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """Every token that ends an answer: the generation config's list and the tokenizer's own."""
-    found: set[int] = set()
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if isinstance(configured, int):
-        found.add(configured)
-    elif configured is not None:
-        found.update(int(t) for t in configured)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    return frozenset(found)

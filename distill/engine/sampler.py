@@ -7,6 +7,7 @@ on its request's seed and its position alone, so a request samples the same text
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -142,11 +143,16 @@ def _thresholds(probs: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
         return threshold
     top_k = _there([min(p.top_k or vocab, vocab) for p in params], torch.int64, probs.device).unsqueeze(1)
     top_p = _column([p.top_p for p in params], probs)
+    if probs.is_cuda and not any(p.top_k for p in params) and find_spec("triton") is not None:
+        from distill.kernels.nucleus import nucleus_threshold  # Triton is not installed everywhere
+
+        smallest = nucleus_threshold(probs, top_p * probs.sum(-1, keepdim=True))
+        return torch.maximum(threshold, smallest.masked_fill(top_p >= 1.0, 0.0))
     # most distributions are so peaked that few candidates hold all the mass top-p asks for
     width = min(vocab, max(_NARROW, *(p.top_k for p in params)))
     best = probs.topk(width, dim=-1).values
     open_ended = (top_k > width) & (top_p < 1.0) & (best.sum(-1, keepdim=True) < top_p)
-    if width < vocab and bool(open_ended.any()):
+    if width < vocab and any(p.top_p < 1.0 and not p.top_k for p in params) and bool(open_ended.any()):
         best = probs.sort(dim=-1, descending=True).values
     rank = torch.arange(best.shape[-1], device=probs.device)
     best = best.masked_fill(rank >= top_k, 0.0)
@@ -165,8 +171,8 @@ def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
 
 def _there(values: Seq[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Numbers of the host on a device, which is not waited for."""
-    numbers = torch.tensor(values, dtype=dtype)  # numpy's cannot be made pinned at once
-    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
+    here = torch.as_tensor(values, dtype=dtype)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprob]:

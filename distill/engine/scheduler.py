@@ -92,7 +92,7 @@ class Scheduler:
         room = _Room(self._token_budget, self._score_rows)
         prefills: list[Work] = []
         for sequence in self.running:
-            if sequence.num_pending > 1 or not sequence.num_computed or sequence.is_scoring:
+            if not sequence.decodes:
                 admits &= self._prefill(sequence, room, tables, prefix, prefills)
         if admits and preemptions == self.num_preemptions:
             while self.waiting and len(self.running) < self._max_batch and room.chunk(self.waiting[0]):
@@ -138,8 +138,8 @@ class Scheduler:
         while index < len(self.running):
             sequence = self.running[index]
             index += 1
-            if sequence.num_pending != 1 or not sequence.num_computed or sequence.is_scoring or sequence.is_full:
-                continue
+            if not sequence.decodes or len(sequence.token_ids) >= sequence.max_length:
+                continue  # where the last token is sampled, though not known yet, nothing is left to do
             missing = tables.num_missing(sequence, sequence.num_computed + 1)
             if missing:
                 while missing > tables.pool.num_free and self.running[-1] is not sequence:

@@ -27,6 +27,7 @@ class Sequence:
     stop_ids: frozenset[int]
     stream: bool = False
     tail: TextTail | None = None  # only where text is needed token by token
+    context_ids: list[int] = field(default_factory=list)  # of the prompt, where the text goes on from it
     num_computed: int = 0
     num_shared: int = 0
     num_unknown: int = 0  # tokens at its end that are PENDING: a step under way samples them
@@ -42,8 +43,10 @@ class Sequence:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_reported_logprobs: int = 0
     progress: Progress | None = field(init=False, default=None)  # where the output is held to a grammar
+    samples: bool = field(init=False)  # False where the prompt is to be scored, and no more
 
     def __post_init__(self) -> None:
+        self.samples = self.params.max_tokens > 0
         if self.params.grammar is not None:
             self.progress = self.params.grammar.start(may_end=not self.params.ignore_eos)
 
@@ -62,14 +65,10 @@ class Sequence:
         return self.end - self.num_computed
 
     @property
-    def is_full(self) -> bool:
-        """Its last token is sampled, though perhaps not known yet."""
-        return len(self.token_ids) >= self.max_length
-
-    @property
-    def samples(self) -> bool:
-        """False where the prompt is to be scored, and no more."""
-        return self.params.max_tokens > 0
+    def decodes(self) -> bool:
+        """One token is to be computed, and everything before it is cached."""
+        pending = len(self.token_ids) - self.num_computed
+        return pending == 1 and self.samples and self.num_computed > 0 and not self.is_scoring
 
     @property
     def is_scoring(self) -> bool:
@@ -97,8 +96,8 @@ class Sequence:
         own = self.token_ids[:length]
         return Sequence(self.request_id, own, self.num_prompt, self.params, self.seed, self.max_length, self.stop_ids)
 
-    def finish_reason_of(self, token_id: int) -> FinishReason | None:
-        """Whether the token just appended ends the sequence (stop strings are the caller's)."""
+    def finish_reason_of(self, token_id: int, length: int) -> FinishReason | None:
+        """Whether the last of `length` tokens ends the sequence (stop strings are the caller's)."""
         if token_id in self.stop_ids:
             return "stop"
-        return "length" if len(self.token_ids) >= self.max_length else None
+        return "length" if length >= self.max_length else None

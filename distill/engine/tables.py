@@ -16,11 +16,13 @@ from distill.engine.sequence import GONE, Sequence
 class KernelTables:
     """`decode`: block table and lengths of the sequences that decode. `prefill`: block table, then first token (counted
     from the first segment), length and context of each segment, and the longest length. None where there are none.
-    `width` [1]: blocks in a row of decode's table, where that is flat and only the device is to know them."""
+    `width` [1]: blocks in a row of decode's table, where that is flat and only the device is to know them; `arrived`:
+    zeros that decode counts in."""
 
     decode: tuple[torch.Tensor, torch.Tensor] | None
     prefill: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor], int] | None
     width: torch.Tensor | None = None
+    arrived: torch.Tensor | None = None
 
 
 def make_tables(
@@ -30,9 +32,11 @@ def make_tables(
     block_size: int,
     buffers: StepBuffers,
     *,
+    kv_heads: int,
     group: int = 0,
 ) -> KernelTables:
-    """Tables of a batch whose sequences compute `counts` tokens each, the decoding ones first."""
+    """Tables of a batch whose sequences compute `counts` tokens each, the decoding ones first, for layers of at most so
+    many KV heads."""
     ends = [s.num_computed + count for s, count in zip(sequences, counts, strict=True)]
     decode = prefill = None
     if num_decode:
@@ -49,7 +53,8 @@ def make_tables(
             (starts, lengths, contexts),
             int(own.max()),
         )
-    return KernelTables(decode, prefill)
+    arrived = buffers.put("kernel counts", np.zeros(num_decode * kv_heads, dtype=np.int32)) if num_decode else None
+    return KernelTables(decode, prefill, arrived=arrived)
 
 
 def _table(sequences: list[Sequence], ends: list[int], block_size: int, group: int) -> np.ndarray:

@@ -18,29 +18,35 @@ class EngineConfig:
 
     max_batch: int = 128  # sequences that hold KV blocks at once
     block_size: int = 32  # tokens in a KV block
-    prefill_tokens: int = 512  # prompt tokens computed in one step; longer prompts are split
+    prefill_tokens: int = 0  # prompt tokens computed in one step; longer prompts are split. 0: 512, on a GPU 8,192
     kv_bytes: int = 1 << 30  # memory of the KV cache, never more than max_batch full contexts
-    kv_dtype: Literal["auto", "int8"] = "auto"  # int8: half the bytes of 16 bits, and not quite the same text
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"  # int8, fp8: half the bytes of 16 bits, not quite the same text
     num_blocks: int | None = None  # overrides kv_bytes: room for block_size tokens of every layer, so many times
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
     attention: Literal["auto", "torch", "triton"] = "auto"  # triton: kernels for CUDA, taken there where they can be
-    cuda_graphs: bool = True  # where attention is by Triton: steps of pure decode are captured and replayed
+    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
+    cuda_graphs: bool = True  # with triton: steps of pure decode are captured and replayed
     capture_at_start: bool = False  # all batch sizes, instead of each when it comes up
     overlap: bool | None = None  # launch the next step before the present one's tokens are read; None: on CUDA
-    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)
     logits_bytes: int = 256 << 20  # fp32 logits that scoring may hold at once
     seed: int | None = None  # seeds the requests that bring no seed; None: from the operating system
     probe: bool = True  # compare a packed batch with the model's own forward once, at start
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "block_size", "prefill_tokens", "kv_bytes", "logits_bytes"):
+        for name, least in (
+            ("max_batch", 1),
+            ("block_size", 1),
+            ("prefill_tokens", 0),
+            ("kv_bytes", 1),
+            ("logits_bytes", 1),
+        ):
             value = getattr(self, name)
-            if value < 1:
-                raise EngineError(f"engine: {name} is {value}", remedy="give a number of at least 1")
-        if self.attention == "triton" and (self.kv_dtype != "auto" or not self.use_kv_cache):
-            raise EngineError("engine: attention by Triton needs a KV cache that is not int8", remedy="use torch")
+            if value < least:
+                raise EngineError(f"engine: {name} is {value}", remedy=f"give a number of at least {least}")
+        if self.attention == "triton" and not self.use_kv_cache:
+            raise EngineError("engine: attention by Triton needs a KV cache", remedy="use torch")
 
 
 @dataclass(frozen=True)

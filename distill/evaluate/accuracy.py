@@ -64,7 +64,7 @@ def make_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sett
     config = EngineConfig(
         max_batch=settings.max_batch,
         block_size=settings.block_size,
-        prefill_tokens=settings.prefill_tokens,
+        prefill_tokens=settings.prefill_tokens if "prefill_tokens" in settings.model_fields_set else 0,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
     )
     return Engine(model, tokenizer, config)

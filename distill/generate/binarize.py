@@ -1,4 +1,8 @@
-"""From the scores of several answers to a chosen and a rejected one, by three published rules."""
+"""From the scores of several answers to a chosen and a rejected one, by three rules.
+
+`argilla` and `h4` are those of the cards of argilla/ultrafeedback-binarized-preferences and
+HuggingFaceH4/ultrafeedback_binarized (which says `overall_score` in one revision and the mean in another).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Exercises as in phi-1 (Gunasekar et al., 2306.11644): a function's head and docstring, to be completed.
 
-Variety comes from constraints in the request, as the paper says: a topic, and names that the functions must have.
+Variety comes from constraints in the request: names that the functions must have, as published for exercises, and a
+topic, as published for textbooks.
 """
 
 from __future__ import annotations

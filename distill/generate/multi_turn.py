@@ -1,7 +1,8 @@
 """Chats over several rounds (UltraChat, Ding et al., 2305.14233): one model answers, another plays the user.
 
 The published rule: an opening line, then the two are asked in turn, the user by prompts of its own that make a model
-behave like a person, for 3 to 7 rounds. Every turn is an answer in the ledger: a chat goes on where it was killed.
+behave like a person, for 3 to 7 rounds (where it is about the world; its other two parts have 2 to 4). Every turn is an
+answer in the ledger: a chat goes on where it was killed.
 """
 
 from __future__ import annotations

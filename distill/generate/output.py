@@ -19,7 +19,9 @@ from distill.records import MESSAGES
 DATA = "data.parquet"
 REJECTED = "rejected.parquet"
 CANDIDATES = "candidates.parquet"  # there only while rows are made that will be sifted
-_ROWS_IN_A_GROUP = 2048
+_ROWS_AS_DICTS = 2048  # then they become Arrow's columns, which take a fraction
+_ROWS_IN_A_GROUP = 1 << 14  # each group adds some 20 KiB to a footer that stays in memory to the end
+_BYTES_IN_A_GROUP = 4 << 20
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -44,6 +46,7 @@ class RowWriter:
         self._schema = schema
         self._temporary = path.with_name(f".{path.name}.tmp")  # one writer: a run is locked
         self._rows: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
 
     def __enter__(self) -> RowWriter:
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in __exit__
@@ -54,22 +57,33 @@ class RowWriter:
         """Append a row; it reaches the disk with its group."""
         self._rows.append(row)
         self.num_rows += 1
-        if len(self._rows) == _ROWS_IN_A_GROUP:
-            self._flush()
+        if len(self._rows) == _ROWS_AS_DICTS:
+            self._gather()
+            gathered = sum(len(table) for table in self._tables), sum(table.nbytes for table in self._tables)
+            if gathered[0] >= _ROWS_IN_A_GROUP or gathered[1] >= _BYTES_IN_A_GROUP:
+                self._write_group()
 
-    def _flush(self) -> None:
+    def _gather(self) -> None:
+        self._tables.append(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+    def _write_group(self) -> None:
+        group = pa.concat_tables(self._tables)
+        self._tables.clear()
         try:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._writer.write_table(group, row_group_size=len(group))
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        self._rows.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if kind is None:
-                self._flush()
+                if self._rows:
+                    self._gather()
+                if self._tables:
+                    self._write_group()
                 self._writer.close()
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -91,7 +105,7 @@ class RowWriter:
 
 def read_batches(path: Path, *, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of a Parquet file, or some columns of them, some at a time."""
-    for batch in pq.ParquetFile(path).iter_batches(_ROWS_IN_A_GROUP, columns=columns):
+    for batch in pq.ParquetFile(path).iter_batches(_ROWS_AS_DICTS, columns=columns):
         yield batch.to_pylist()
 
 

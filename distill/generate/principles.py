@@ -1,6 +1,7 @@
 """UltraFeedback's principles (2310.01377): what an answer's system prompt asks for, so that answers differ in kind.
 
-The four principles and their shares are the published ones, the wordings ours.
+The four principles and their shares are those of the published code for prompts of UltraChat and ShareGPT
+(github.com/OpenBMB/UltraFeedback, src/comparison_data_generation/main.py); the wordings are ours.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.fused_kernels import rms_norm_kernel, rotate_and_store_kernel, silu_mul_kernel
 
 _HEADS = 8  # of one program
@@ -20,8 +21,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     tokens, width = x.shape
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
+    early = may_begin_early(x.device)
     rms_norm_kernel[(tokens,)](
-        x, weight, out, eps, x.stride(0), WIDTH=width, BLOCK=block, num_warps=min(16, max(4, block // 512))
+        x,
+        weight,
+        out,
+        eps,
+        x.stride(0),
+        WIDTH=width,
+        BLOCK=block,
+        EARLY=early,
+        num_warps=min(16, max(4, block // 512)),
+        launch_pdl=early,
     )
     return out
 
@@ -31,7 +42,10 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     tokens, width = gate.shape
     out = torch.empty(tokens, width, dtype=gate.dtype, device=gate.device)
     grid = (tokens, triton.cdiv(width, _COLUMNS))
-    silu_mul_kernel[grid](gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, BLOCK=_COLUMNS)
+    early = may_begin_early(gate.device)
+    silu_mul_kernel[grid](
+        gate, up, out, gate.stride(0), up.stride(0), WIDTH=width, BLOCK=_COLUMNS, EARLY=early, launch_pdl=early
+    )
     return out
 
 
@@ -56,6 +70,7 @@ def rotate_and_store(
     _, kv_heads, size, dim = keys.shape
     query = torch.empty(tokens, query_heads, dim, dtype=qkv.dtype, device=qkv.device)
     query_weight, key_weight, eps = norms or (qkv, qkv, 0.0)
+    early = may_begin_early(qkv.device)
     rotate_and_store_kernel[(tokens, triton.cdiv(query_heads + 2 * kv_heads, _HEADS))](
         qkv,
         cos,
@@ -75,6 +90,8 @@ def rotate_and_store(
         SIZE=size,
         HEADS=_HEADS,
         HAS_NORM=norms is not None,
+        EARLY=early,
         num_warps=2,
+        launch_pdl=early,
     )
     return query

@@ -3,6 +3,7 @@ transformers rounds. Launched by `fused.py`."""
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -12,8 +13,11 @@ def _rounded(x, like):
 
 
 @triton.jit
-def rms_norm_kernel(x, weight, out, eps, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def rms_norm_kernel(x, weight, out, eps, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """A row a program: out = weight * round(x / sqrt(mean(x^2) + eps))."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -24,8 +28,11 @@ def rms_norm_kernel(x, weight, out, eps, x_row, WIDTH: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def silu_mul_kernel(gate, up, out, gate_row, up_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(gate, up, out, gate_row, up_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """out = round(silu(gate)) * up."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -61,9 +68,13 @@ def rotate_and_store_kernel(
     SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A token and HEADS of its heads a program; with n the optional norm, q and k become n(x) cos + half-turned n(x)
     sin, k and v go to the token's slot of the cache."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     columns = tl.arange(0, HALF_PAD)

@@ -1,26 +1,44 @@
 """Dense layers of a few rows, one launch each with what stands around them.
 
 At a few rows a product reads its weights and does little else: its time is their bytes over the memory's bandwidth, and
-the launches. Legend: M rows (at most MOST_ROWS), I inputs, O outputs.
+the launches. Legend: M rows (at most 4), I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 
+from distill.kernels.early import may_begin_early
 from distill.kernels.gemv_kernels import gated_gemv_kernel, gemv_kernel
 
-MOST_ROWS = 4
-_TILE = 4096  # weights of one step of a program
-_WARPS = 4
+_MOST_ROWS = 4
 
 
-def _blocks(rows: int, width: int) -> tuple[int, int, int]:
-    """Rows as a power of two, outputs of a program and inputs of one step."""
-    padded = triton.next_power_of_2(rows)
-    block = min(1024 // padded, triton.next_power_of_2(width))
-    return padded, max(1, min(4, _TILE // (padded * block))), block
+@dataclass(frozen=True)
+class Launch:
+    """How a product is cut up: `outputs` of a program, `inputs` of one of its steps, warps, and whether it may start
+    while the kernel before it runs (programmatic dependent launch, of GPUs from Hopper on)."""
+
+    outputs: int
+    inputs: int
+    warps: int
+    early: bool
+
+
+def pays(x: torch.Tensor) -> bool:
+    """Whether these products beat a matrix product and the kernels around it, for x [M, I] (`benchmarks/gemv.py`): for
+    few rows, and where they are so narrow that every program can norm them for itself."""
+    return len(x) <= 2 and x.shape[1] <= 2048
+
+
+def plan(rows: int, width: int, device: torch.device) -> Launch:
+    """The launch for x of [rows, width], as `benchmarks/gemv.py` found it."""
+    assert rows <= _MOST_ROWS
+    inputs = min(1024 // triton.next_power_of_2(rows), triton.next_power_of_2(width))
+    return Launch(2, inputs, 4, may_begin_early(device))
 
 
 def gemv(
@@ -30,14 +48,15 @@ def gemv(
     *,
     norm: tuple[torch.Tensor, float] | None = None,
     out: torch.Tensor | None = None,
+    launch: Launch | None = None,
 ) -> torch.Tensor:
     """x [M, I], weight [O, I], bias [O] -> x W^T + bias, [M, O]; added to `out` [M, O] where that is given. `norm` is
     weight [I] and epsilon of the RMSNorm that x goes through first."""
     rows, width = x.shape
-    padded, out_block, block = _blocks(rows, width)
+    launch = launch or plan(rows, width, x.device)
     target = torch.empty(rows, len(weight), dtype=x.dtype, device=x.device) if out is None else out
     norm_weight, eps = norm or (x, 0.0)
-    gemv_kernel[(triton.cdiv(len(weight), out_block),)](
+    gemv_kernel[(triton.cdiv(len(weight), launch.outputs),)](
         x,
         weight,
         x if bias is None else bias,
@@ -49,24 +68,29 @@ def gemv(
         OUT=len(weight),
         WIDTH=width,
         M=rows,
-        ROWS=padded,
-        OUT_BLOCK=out_block,
-        BLOCK=block,
+        ROWS=triton.next_power_of_2(rows),
+        OUT_BLOCK=launch.outputs,
+        BLOCK=launch.inputs,
+        STEPS=triton.cdiv(width, launch.inputs),
         HAS_BIAS=bias is not None,
         HAS_NORM=norm is not None,
         ADDS=out is not None,
-        num_warps=_WARPS,
+        EARLY=launch.early,
+        num_warps=launch.warps,
+        launch_pdl=launch.early,
     )
     return target
 
 
-def gated_gemv(x: torch.Tensor, weight: torch.Tensor, *, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
+def gated_gemv(
+    x: torch.Tensor, weight: torch.Tensor, *, norm: tuple[torch.Tensor, float], launch: Launch | None = None
+) -> torch.Tensor:
     """x [M, I], weight [2 O, I] of gate and up -> silu(n(x) W_gate^T) * (n(x) W_up^T) with n the RMSNorm, [M, O]."""
     rows, width = x.shape
-    padded, out_block, block = _blocks(rows, width)
+    launch = launch or plan(rows, width, x.device)
     outputs = len(weight) // 2
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    gated_gemv_kernel[(triton.cdiv(outputs, out_block),)](
+    gated_gemv_kernel[(triton.cdiv(outputs, launch.outputs),)](
         x,
         weight,
         norm[0],
@@ -76,9 +100,12 @@ def gated_gemv(x: torch.Tensor, weight: torch.Tensor, *, norm: tuple[torch.Tenso
         OUT=outputs,
         WIDTH=width,
         M=rows,
-        ROWS=padded,
-        OUT_BLOCK=out_block,
-        BLOCK=block,
-        num_warps=_WARPS,
+        ROWS=triton.next_power_of_2(rows),
+        OUT_BLOCK=launch.outputs,
+        BLOCK=launch.inputs,
+        STEPS=triton.cdiv(width, launch.inputs),
+        EARLY=launch.early,
+        num_warps=launch.warps,
+        launch_pdl=launch.early,
     )
     return out

@@ -7,6 +7,7 @@ hidden states is a few kilobytes that lie in the cache.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -44,12 +45,17 @@ def _inputs(
 
 
 @triton.jit
-def _product(values, weight, outputs, columns, OUT: tl.constexpr, WIDTH: tl.constexpr):
-    """values [ROWS, columns] times the weights of these outputs, [ROWS, outputs]."""
+def _weights(weight, outputs, columns, OUT: tl.constexpr, WIDTH: tl.constexpr):
+    """The weights of these outputs at these columns, [outputs, columns], in their own type."""
     mask = (outputs < OUT)[:, None] & (columns < WIDTH)[None, :]
     place = outputs.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    weights = tl.load(weight + place, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-    return tl.sum(values[:, None, :] * weights[None, :, :], 2)
+    return tl.load(weight + place, mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _products(values, weights):
+    """values [ROWS, columns] and weights [outputs, columns] -> [ROWS, outputs, columns], to be summed at the end."""
+    return values[:, None, :] * weights.to(tl.float32)[None, :, :]
 
 
 @triton.jit
@@ -68,28 +74,36 @@ def gemv_kernel(
     ROWS: tl.constexpr,
     OUT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """out = norm(x) W^T + bias, or out += it."""
+    """out = norm(x) W^T + bias, or out += it. EARLY: the first weights are read while the kernel before still runs."""
     outputs = tl.program_id(0) * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
+    columns = tl.arange(0, BLOCK)
+    weights = _weights(weight, outputs, columns, OUT, WIDTH)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     lengths = tl.zeros([ROWS, 1], tl.float32)
     if HAS_NORM:
         lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
-    sums = tl.zeros([ROWS, OUT_BLOCK], tl.float32)
-    for start in range(0, WIDTH, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        values = _inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, HAS_NORM)
-        sums += _product(values, weight, outputs, columns, OUT, WIDTH)
+    sums = _products(_inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, HAS_NORM), weights)
+    for step in tl.static_range(1, STEPS):
+        later = step * BLOCK + columns
+        weights = _weights(weight, outputs, later, OUT, WIDTH)
+        sums += _products(_inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, HAS_NORM), weights)
+    total = tl.sum(sums, 2)
     if HAS_BIAS:
-        sums += tl.load(bias + outputs, mask=outputs < OUT, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + outputs, mask=outputs < OUT, other=0.0).to(tl.float32)[None, :]
     rows = tl.arange(0, ROWS)
     mask = (rows < M)[:, None] & (outputs < OUT)[None, :]
     place = out + rows[:, None] * out_row + outputs[None, :]
     if ADDS:
-        sums = _rounded(sums, out) + tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(place, sums.to(out.dtype.element_ty), mask=mask)
+        total = _rounded(total, out) + tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(place, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -106,21 +120,31 @@ def gated_gemv_kernel(
     ROWS: tl.constexpr,
     OUT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """out = silu(norm(x) W_gate^T) * (norm(x) W_up^T); `weight` holds the OUT rows of gate, then those of up."""
     outputs = tl.program_id(0) * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
-    lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
-    gate = tl.zeros([ROWS, OUT_BLOCK], tl.float32)
-    up = tl.zeros([ROWS, OUT_BLOCK], tl.float32)
+    columns = tl.arange(0, BLOCK)
     upper = weight + OUT * WIDTH
-    for start in range(0, WIDTH, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        values = _inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, True)
-        gate += _product(values, weight, outputs, columns, OUT, WIDTH)
-        up += _product(values, upper, outputs, columns, OUT, WIDTH)
-    gate = _rounded(gate, out)
+    gate_weights = _weights(weight, outputs, columns, OUT, WIDTH)
+    up_weights = _weights(upper, outputs, columns, OUT, WIDTH)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
+    values = _inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, True)
+    gate_sums, up_sums = _products(values, gate_weights), _products(values, up_weights)
+    for step in tl.static_range(1, STEPS):
+        later = step * BLOCK + columns
+        gate_weights = _weights(weight, outputs, later, OUT, WIDTH)
+        up_weights = _weights(upper, outputs, later, OUT, WIDTH)
+        values = _inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, True)
+        gate_sums += _products(values, gate_weights)
+        up_sums += _products(values, up_weights)
+    gate, up = _rounded(tl.sum(gate_sums, 2), out), _rounded(tl.sum(up_sums, 2), out)
     active = _rounded(gate / (1.0 + tl.exp(-gate)), out)
     rows = tl.arange(0, ROWS)
     mask = (rows < M)[:, None] & (outputs < OUT)[None, :]
     place = out + rows[:, None] * OUT + outputs[None, :]
-    tl.store(place, (active * _rounded(up, out)).to(out.dtype.element_ty), mask=mask)
+    tl.store(place, (active * up).to(out.dtype.element_ty), mask=mask)

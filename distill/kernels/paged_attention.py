@@ -1,7 +1,8 @@
 """Attention over a paged KV cache on a GPU, for single tokens (split over the sequence) and for packed segments.
 
 Legend: T tokens, B sequences, n segments, H query heads, K KV heads, N blocks of S tokens, D key size, E value size, M
-blocks in a table. The cache is [N, K, S, D] and [N, K, S, E]; a table entry is a block. The plain form of both
+blocks in a table. The cache is [N, K, S, D] and [N, K, S, E]; a table entry is a block.
+Caches of codes (int8, float8_e4m3fn) come with `scales`, [N, K, S] of keys and of values. The plain form of both
 functions is `paged_reference`; the kernels are Triton's (`paged_kernels.py`), and run on a CPU too with
 TRITON_INTERPRET=1.
 """
@@ -11,14 +12,18 @@ from __future__ import annotations
 import torch
 import triton
 
-from distill.kernels.paged_kernels import decode_kernel, merge_kernel, prefill_kernel
+from distill.kernels.early import may_begin_early
+from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
 
-_TILE = 64  # keys of one step of the inner loop
+_TILE = 64  # keys of one step of the inner loop of prefill
 _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
+_NARROW = (64, 2, 2)  # keys of a step of decode, warps and stages, where heads are of up to 64 numbers
+_WIDE = (64, 4, 3)
 _PROGRAMS = 1024  # that decode is split into, where a batch has fewer (sequence, KV head) pairs: several for each SM
 _FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
 _MOST_SPLITS = 128
+_LONG = 1024  # tokens that one program reads at least, where there are programs enough
 
 
 def paged_decode(
@@ -31,28 +36,36 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     width: torch.Tensor | None = None,
+    arrived: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token a sequence, the last of `lengths` [B] tokens in the cache: query [B, H, D], tables [B, M] -> [B, H, E].
     `width` [1]: M, where only the device is to know it; `tables` then is flat, and as long as it may become. How often
-    a sequence is split depends on shapes alone, so nothing waits for the device."""
+    a sequence is split depends on shapes alone, so nothing waits for the device; the last program of a sequence puts
+    its splits together. `arrived`, int32 [B x K]: zeros, and zeros again afterwards, for callers that keep them."""
     rows, heads, dim = query.shape
     kv_heads, size, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
     longest = tables.numel() // (rows if width is None else 1) * size
-    splits = num_splits(rows, kv_heads, longest if window is None else min(window, longest))
+    tile, warps, stages = _NARROW if dim <= 64 else _WIDE
+    splits, least_tiles = plan_splits(rows * kv_heads, longest if window is None else min(window, longest), tile)
     partial = torch.empty(rows, kv_heads, splits, group, value_dim, dtype=torch.float32, device=query.device)
     stats = torch.empty(rows, kv_heads, splits, 2, group, dtype=torch.float32, device=query.device)
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
-    padded_group = triton.next_power_of_2(group)
+    if arrived is None:
+        arrived = torch.zeros(rows * kv_heads, dtype=torch.int32, device=query.device)
+    early = may_begin_early(query.device)
     decode_kernel[(rows, kv_heads, splits)](
         query,
         keys,
         values,
+        *(scales or (keys, values)),
         tables,
         lengths,
         partial,
         stats,
+        arrived,
         out,
         scale,
         softcap or 0.0,
@@ -60,45 +73,35 @@ def paged_decode(
         query.stride(0),
         query.stride(1),
         tables.stride(0) if width is None else width,
+        splits,
+        least_tiles,
         KV_HEADS=kv_heads,
         GROUP=group,
-        ROWS=max(_SMALLEST_DOT, padded_group),
+        ROWS=max(_SMALLEST_DOT, triton.next_power_of_2(group)),
         DIM=dim,
         DIM_PAD=max(_SMALLEST_DOT, triton.next_power_of_2(dim)),
         VALUE_DIM=value_dim,
         VALUE_PAD=max(_SMALLEST_DOT, triton.next_power_of_2(value_dim)),
         SIZE=size,
-        TILE=_TILE,
-        SPLITS=splits,
+        TILE=tile,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
+        QUANTIZED=scales is not None,
         WIDTH_ON_DEVICE=width is not None,
-    )
-    if splits == 1:
-        return out
-    merge_kernel[(rows, kv_heads)](
-        partial,
-        stats,
-        lengths,
-        out,
-        window or 0,
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        ROWS=padded_group,
-        VALUE_DIM=value_dim,
-        VALUE_PAD=triton.next_power_of_2(value_dim),
-        TILE=_TILE,
-        SPLITS=splits,
-        HAS_WINDOW=window is not None,
+        EARLY=early,
+        num_warps=warps,
+        num_stages=stages,
+        launch_pdl=early,
     )
     return out
 
 
-def num_splits(rows: int, kv_heads: int, longest: int) -> int:
-    """Programs for each of B sequences and K KV heads of at most so many tokens; those without tokens end at once. A
-    power of two, as each number is compiled for itself."""
-    wanted = max(_FEWEST_SPLITS, _PROGRAMS // (rows * kv_heads))
-    return 1 << (min(wanted, _MOST_SPLITS, triton.cdiv(longest, _TILE)).bit_length() - 1)
+def plan_splits(pairs: int, longest: int, tile: int) -> tuple[int, int]:
+    """Programs for each of so many (sequence, KV head) pairs of at most so many tokens, and the tiles of keys that each
+    reads at least. Those without tokens end at once."""
+    wanted = max(1, _PROGRAMS // pairs)
+    splits = min(max(wanted, _FEWEST_SPLITS), _MOST_SPLITS, triton.cdiv(longest, tile))
+    return splits, 1 if wanted >= _FEWEST_SPLITS else _LONG // wanted // tile
 
 
 def varlen_prefill(
@@ -114,6 +117,7 @@ def varlen_prefill(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Segments of a packed batch whose keys and values, and the `contexts` [n] tokens before them, are in the cache:
     query [T, H, D], tables [n, M]; segment i is the tokens starts[i] to starts[i] + lengths[i], `longest` the largest
@@ -127,6 +131,7 @@ def varlen_prefill(
         query,
         keys,
         values,
+        *(scales or (keys, values)),
         tables,
         starts,
         lengths,
@@ -149,5 +154,6 @@ def varlen_prefill(
         TILE=_TILE,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
+        QUANTIZED=scales is not None,
     )
     return out

@@ -3,6 +3,7 @@ value is loaded once for all of them; softmax is online, in float32. Launched by
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -13,11 +14,19 @@ def _cache_rows(table, positions, inside, head, KV_HEADS: tl.constexpr, SIZE: tl
 
 
 @triton.jit
-def _load_rows(base, rows, row_mask, WIDTH: tl.constexpr, PAD: tl.constexpr):
-    """[rows, PAD] numbers of rows of WIDTH, zero outside."""
+def _load_rows(
+    base, scales, rows, row_mask, WIDTH: tl.constexpr, PAD: tl.constexpr, QUANTIZED: tl.constexpr, DTYPE: tl.constexpr
+):
+    """[rows, PAD] numbers of rows of WIDTH in DTYPE, zero outside, and what each row is to be multiplied with,
+    [1, rows] or [1, 1]. Codes of 8 bits are exact in 16."""
     columns = tl.arange(0, PAD)
     mask = row_mask[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+    numbers = tl.load(base + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+    if QUANTIZED:
+        factor = tl.load(scales + rows, mask=row_mask, other=0.0).to(tl.float32)[None, :]
+    else:
+        factor = tl.full([1, 1], 1.0, tl.float32)
+    return numbers.to(DTYPE), factor
 
 
 @triton.jit
@@ -30,35 +39,63 @@ def _scores(q, k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _online(scores, v, largest, total, sums):
-    """Take one tile of keys into the running softmax; rows that have seen nothing yet stay at zero."""
+def _online(scores, v, factor, largest, total, sums):
+    """Take one tile of keys into the running softmax, its values v times `factor`; rows that have seen nothing yet stay
+    at zero."""
     new_largest = tl.maximum(largest, tl.max(scores, 1))
     shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
     weights = tl.exp(scores - shift[:, None])
     shrink = tl.exp(largest - shift)
-    sums = sums * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    sums = sums * shrink[:, None] + tl.dot((weights * factor).to(v.dtype), v, input_precision="ieee")
     return new_largest, total * shrink + tl.sum(weights, 1), sums
 
 
 @triton.jit
-def _span(length, window, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr):
-    """The first token that is seen, and how many tokens each split takes: whole tiles, so that a short sequence fills
-    few splits."""
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(length - window, 0)
-    return first, tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+def _merged(
+    partial,
+    stats,
+    first,
+    active,
+    members,
+    width,
+    mask,
+    GROUP: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    VALUE_PAD: tl.constexpr,
+):
+    """With m_i, l_i, a_i the largest score, the sum of weights and the weighted values of split i, and m the largest
+    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i, over the splits with tokens. Other programs wrote them, so they
+    are read past the caches that are not shared."""
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, VALUE_PAD], tl.float32)
+    inside = members < GROUP
+    for place in range(first, first + active):
+        m = tl.load(stats + place * 2 * GROUP + members, mask=inside, other=0.0, cache_modifier=".cg")
+        weight = tl.load(stats + (place * 2 + 1) * GROUP + members, mask=inside, other=1.0, cache_modifier=".cg")
+        places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+        a = tl.load(partial + places, mask=mask, other=0.0, cache_modifier=".cg")
+        new_largest = tl.maximum(largest, m)
+        before, here = tl.exp(largest - new_largest), tl.exp(m - new_largest)
+        sums = sums * before[:, None] + a * here[:, None]
+        total = total * before + weight * here
+        largest = new_largest
+    return sums / total[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "least_tiles"])
 def decode_kernel(
     query,
     keys,
     values,
+    key_scales,
+    value_scales,
     tables,
     lengths,
     partial,
     stats,
+    arrived,
     out,
     scale,
     softcap,
@@ -66,6 +103,8 @@ def decode_kernel(
     query_row,
     query_head,
     table_row,
+    splits,
+    least_tiles,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -75,21 +114,28 @@ def decode_kernel(
     VALUE_PAD: tl.constexpr,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    QUANTIZED: tl.constexpr,
     WIDTH_ON_DEVICE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + row)
-    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
+    length = tl.load(lengths + row).to(tl.int32)
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(length - window, 0)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length - first, TILE), splits), least_tiles) * TILE
     begin = first + split * share
     if begin >= length:
         return
     end = tl.minimum(begin + share, length)
     table_width = table_row
     if WIDTH_ON_DEVICE:
-        table_width = tl.load(table_row)
+        table_width = tl.load(table_row).to(tl.int32)
     members, columns = tl.arange(0, ROWS), tl.arange(0, DIM_PAD)
     q = tl.load(
         query + row * query_row + (head * GROUP + members)[:, None] * query_head + columns[None, :],
@@ -103,65 +149,30 @@ def decode_kernel(
         positions = start + tl.arange(0, TILE)
         inside = positions < end
         rows = _cache_rows(tables + row * table_width, positions, inside, head, KV_HEADS, SIZE)
-        k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
-        scores = _scores(q, k, scale, softcap, HAS_SOFTCAP)
+        k, key_factor = _load_rows(keys, key_scales, rows, inside, DIM, DIM_PAD, QUANTIZED, q.dtype)
+        v, value_factor = _load_rows(values, value_scales, rows, inside, VALUE_DIM, VALUE_PAD, QUANTIZED, q.dtype)
+        scores = _scores(q, k, scale * key_factor, softcap, HAS_SOFTCAP)
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        v = _load_rows(values, rows, inside, VALUE_DIM, VALUE_PAD)
-        largest, total, sums = _online(scores, v, largest, total, sums)
-    place = (row * KV_HEADS + head) * SPLITS + split
+        largest, total, sums = _online(scores, v, value_factor, largest, total, sums)
+    place = (row * KV_HEADS + head) * splits + split
     width = tl.arange(0, VALUE_PAD)
     places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
     mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
-    if SPLITS == 1:
-        tl.store(out + places, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
-    else:
-        tl.store(partial + places, sums, mask=mask)
-        tl.store(stats + place * 2 * GROUP + members, largest, mask=members < GROUP)
-        tl.store(stats + (place * 2 + 1) * GROUP + members, total, mask=members < GROUP)
-
-
-@triton.jit
-def merge_kernel(
-    partial,
-    stats,
-    lengths,
-    out,
-    window,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_PAD: tl.constexpr,
-    TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-):
-    """With m_i, l_i, a_i the largest score, the sum of weights and the weighted values of split i, and m the largest
-    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i. Splits without tokens wrote nothing and are not read."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    length = tl.load(lengths + row)
-    first, share = _span(length, window, HAS_WINDOW, TILE, SPLITS)
-    members, width = tl.arange(0, ROWS), tl.arange(0, VALUE_PAD)
-    mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, VALUE_PAD], tl.float32)
-    for split in range(tl.cdiv(length - first, share)):
-        place = (row * KV_HEADS + head) * SPLITS + split
-        m = tl.load(stats + place * 2 * GROUP + members, mask=members < GROUP, other=0.0)
-        weight = tl.load(stats + (place * 2 + 1) * GROUP + members, mask=members < GROUP, other=1.0)
-        a = tl.load(partial + (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :], mask=mask, other=0.0)
-        new_largest = tl.maximum(largest, m)
-        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        before, here = tl.exp(largest - shift), tl.exp(m - shift)
-        sums = sums * before[:, None] + a * here[:, None]
-        total = total * before + weight * here
-        largest = new_largest
-    tl.store(
-        out + ((row * KV_HEADS + head) * GROUP + members)[:, None] * VALUE_DIM + width[None, :],
-        (sums / total[:, None]).to(out.dtype.element_ty),
-        mask=mask,
-    )
+    own = out + ((row * KV_HEADS + head) * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+    active = tl.cdiv(length - first, share)
+    if active == 1:
+        tl.store(own, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        return
+    tl.store(partial + places, sums, mask=mask)
+    tl.store(stats + place * 2 * GROUP + members, largest, mask=members < GROUP)
+    tl.store(stats + (place * 2 + 1) * GROUP + members, total, mask=members < GROUP)
+    tl.debug_barrier()  # the whole program has written before it is counted
+    if tl.atomic_add(arrived + row * KV_HEADS + head, 1, sem="acq_rel", scope="gpu") == active - 1:
+        tl.debug_barrier()
+        tl.store(arrived + row * KV_HEADS + head, 0)  # for the next launch
+        place -= split
+        merged = _merged(partial, stats, place, active, members, width, mask, GROUP, VALUE_DIM, ROWS, VALUE_PAD)
+        tl.store(own, merged.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -169,6 +180,8 @@ def prefill_kernel(
     query,
     keys,
     values,
+    key_scales,
+    value_scales,
     tables,
     starts,
     lengths,
@@ -191,13 +204,14 @@ def prefill_kernel(
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    QUANTIZED: tl.constexpr,
 ):
     tile, segment, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + segment)
+    length = tl.load(lengths + segment).to(tl.int32)
     per_tile: tl.constexpr = ROWS // GROUP
     if tile * per_tile >= length:
         return
-    context, start = tl.load(contexts + segment), tl.load(starts + segment)
+    context, start = tl.load(contexts + segment).to(tl.int32), tl.load(starts + segment).to(tl.int32)
     members, columns = tl.arange(0, ROWS), tl.arange(0, DIM_PAD)
     tokens = tile * per_tile + members // GROUP
     valid = (members < per_tile * GROUP) & (tokens < length)
@@ -219,13 +233,13 @@ def prefill_kernel(
         positions = first + tl.arange(0, TILE)
         inside = positions < end
         rows = _cache_rows(tables + segment * table_row, positions, inside, head, KV_HEADS, SIZE)
-        k = _load_rows(keys, rows, inside, DIM, DIM_PAD)
+        k, factor = _load_rows(keys, key_scales, rows, inside, DIM, DIM_PAD, QUANTIZED, q.dtype)
         visible = inside[None, :] & (positions[None, :] <= own[:, None])
         if HAS_WINDOW:
             visible = visible & (positions[None, :] > own[:, None] - window)
-        scores = tl.where(visible, _scores(q, k, scale, softcap, HAS_SOFTCAP), float("-inf"))
-        v = _load_rows(values, rows, inside, VALUE_DIM, VALUE_PAD)
-        largest, total, sums = _online(scores, v, largest, total, sums)
+        scores = tl.where(visible, _scores(q, k, scale * factor, softcap, HAS_SOFTCAP), float("-inf"))
+        v, factor = _load_rows(values, value_scales, rows, inside, VALUE_DIM, VALUE_PAD, QUANTIZED, q.dtype)
+        largest, total, sums = _online(scores, v, factor, largest, total, sums)
     width = tl.arange(0, VALUE_PAD)
     tl.store(
         out + ((start + tokens) * KV_HEADS * GROUP + heads)[:, None] * VALUE_DIM + width[None, :],

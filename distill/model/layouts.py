@@ -64,7 +64,7 @@ def from_gptq(tensors: Mapping[str, Tensor], *, zeros_less_one: bool) -> Codes:
     zeros = _nibbles(tensors["qzeros"], range(_NIBBLES)).T + (1 if zeros_less_one else 0)
     group_of = tensors["g_idx"].long() if "g_idx" in tensors else None
     size = unsigned.shape[1] // zeros.shape[1]
-    if group_of is not None and torch.equal(group_of, torch.arange(unsigned.shape[1]) // size):
+    if group_of is not None and torch.equal(group_of, torch.arange(unsigned.shape[1], device=group_of.device) // size):
         group_of = None
     return Codes(4, (unsigned - 8).to(torch.int8), tensors["scales"].T, (zeros - 8).to(torch.int8), group_of)
 

@@ -42,10 +42,10 @@ def load_model(
     Folders quantized by bitsandbytes or compressed-tensors load as such; `dtype` is then that of what is not quantized,
     and NF4 computes in it.
     "auto" is the checkpoint's dtype, or float32 where that is a 16-bit one and the CPU has no instructions for it;
-    "stored" is always the checkpoint's. `packed` keeps the 4-bit weights of compressed-tensors, GPTQ and AWQ folders
-    packed in memory on a CPU (distill/kernels/w4a16.py): for answers, not for training. Device "auto" is CUDA where
-    there is one. Of `num_shards` processes that all load it, each gets its share as transformers' `tp_plan` cuts the
-    model. Raises CheckpointError.
+    "stored" is always the checkpoint's. `packed` keeps the weights of compressed-tensors, GPTQ and AWQ folders packed
+    in memory where there is a product for them (distill/kernels/w4a16.py): for answers, not for training. Device "auto"
+    is CUDA where there is one. Of `num_shards` processes that all load it, each gets its share as transformers'
+    `tp_plan` cuts the model. Raises CheckpointError.
     """
     if Path(path).exists() or _looks_local(path):
         check_weights(Path(path))
@@ -59,9 +59,10 @@ def load_model(
         options["distributed_config"] = sharding(path, num_shards, quantized, place, trust_remote_code)
     if quantized == "bitsandbytes":
         _hush_int8()
-    elif quantized and packed and place == "cpu" and has_packable(Path(path)):
-        exact = wanted if isinstance(wanted, torch.dtype) else _stored_dtype(path, trust_remote_code)
-        model = load_packed(Path(path), _weight_files(Path(path)), dtype=exact, trust_remote_code=trust_remote_code)
+    elif quantized and packed and has_packable(Path(path)):
+        exact = wanted if isinstance(wanted, torch.dtype) else stored_dtype(path, trust_remote_code)
+        files = _weight_files(Path(path))
+        model = load_packed(Path(path), files, dtype=exact, device=place, trust_remote_code=trust_remote_code)
         if model is not None:
             return model.eval()
     with _quiet_transformers():
@@ -202,11 +203,11 @@ def _dtype(path: str | Path, dtype: DtypeName, place: str, trust: bool) -> torch
         found = getattr(torch, dtype)
         assert isinstance(found, torch.dtype)
         return found
-    half = dtype == "auto" and not has_fast_bfloat16(place) and _stored_dtype(path, trust) in _HALVES
+    half = dtype == "auto" and not has_fast_bfloat16(place) and stored_dtype(path, trust) in _HALVES
     return torch.float32 if half else "auto"
 
 
-def _stored_dtype(path: str | Path, trust: bool) -> torch.dtype:
+def stored_dtype(path: str | Path, trust: bool) -> torch.dtype:
     """That of the weights, as config.json says; float32 where it says nothing."""
     with _quiet_transformers():
         try:

@@ -1,4 +1,4 @@
-"""Quantized checkpoints whose 4-bit weights stay packed in memory, where the hardware multiplies with them as they are.
+"""Quantized checkpoints whose weights stay packed in memory, where the hardware multiplies with them as they are.
 
 transformers makes dense weights of a GPTQ or AWQ folder when it loads it, so that 4 bits save nothing but disk.
 """
@@ -20,9 +20,9 @@ from distill.model.layouts import MARKS, Codes, read_codes
 
 
 def load_packed(
-    folder: Path, files: list[Path], *, dtype: torch.dtype, trust_remote_code: bool
+    folder: Path, files: list[Path], *, dtype: torch.dtype, device: str, trust_remote_code: bool
 ) -> PreTrainedModel | None:
-    """The model in `folder` on the CPU, quantized linears as `PackedLinear` where torch can compute them and dense in
+    """The model in `folder` on `device`, quantized linears as `PackedLinear` where it can compute them and dense in
     `dtype` else. None where its tensors are not named as the modules that transformers makes of its config."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     quantization = dict(config.quantization_config)
@@ -32,7 +32,7 @@ def load_packed(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     assert isinstance(model, PreTrainedModel)
     rest: dict[str, Tensor] = {}
-    for stem, tensors in _by_module(files, MARKS[quantization["quant_method"]]):
+    for stem, tensors in _by_module(files, MARKS[quantization["quant_method"]], device):
         if stem is None:
             rest |= {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
             continue
@@ -49,6 +49,7 @@ def load_packed(
         return None
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    nn.Module.to(model, device)  # what is no weight: buffers of the model's own
     return model.requires_grad_(False)
 
 
@@ -68,7 +69,7 @@ def count_parameters(model: PreTrainedModel) -> int:
     return model.num_parameters() + biases + sum(module.in_features * module.out_features for module in packed)
 
 
-def _by_module(files: list[Path], mark: str) -> Iterator[tuple[str | None, dict[str, Tensor]]]:
+def _by_module(files: list[Path], mark: str, device: str) -> Iterator[tuple[str | None, dict[str, Tensor]]]:
     """The tensors of each quantized linear without its name in front, then all others under None, file by file; a
     linear's tensors may lie in several files."""
     where: dict[str, Path] = {}
@@ -83,12 +84,12 @@ def _by_module(files: list[Path], mark: str) -> Iterator[tuple[str | None, dict[
         stem = name.rpartition(".")[0]
         of_stem[stem].append(name) if stem in known else others.append(name)
     for stem, names in of_stem.items():
-        yield stem, {name.removeprefix(f"{stem}."): _read(where[name], name) for name in names}
-    yield None, {name: _read(where[name], name) for name in others}
+        yield stem, {name.removeprefix(f"{stem}."): _read(where[name], name, device) for name in names}
+    yield None, {name: _read(where[name], name, device) for name in others}
 
 
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as handle:
+def _read(file: Path, name: str, device: str) -> Tensor:
+    with safe_open(file, framework="pt", device=device) as handle:
         tensor: Tensor = handle.get_tensor(name)
         return tensor
 
@@ -100,12 +101,11 @@ def _linear(weight: Codes, bias: Tensor | None, dtype: torch.dtype) -> nn.Module
     if weight.group_of is not None:
         order = torch.argsort(weight.group_of, stable=True)
         codes = codes[:, order]
-        if not torch.equal(weight.group_of[order], torch.arange(columns) // (columns // groups)):
+        if not torch.equal(weight.group_of[order], torch.arange(columns, device=order.device) // (columns // groups)):
             raise ValueError("groups of different sizes")
-    if columns % groups == 0 and fits(rows, columns, bits=weight.bits, group_size=columns // groups):
-        return PackedLinear(
-            codes, weight.scales, zeros=weight.zeros, bias=None if bias is None else bias.to(dtype), order=order
-        )
+    if fits(rows, columns, bits=weight.bits, group_size=columns // groups, device=codes.device):
+        narrow = None if bias is None else bias.to(dtype)
+        return PackedLinear(codes, weight.scales, bits=weight.bits, zeros=weight.zeros, bias=narrow, order=order)
     dense = dequantize(codes, weight.scales, weight.zeros)
     if order is not None:
         dense = dense[:, torch.argsort(order)]

@@ -1,99 +1,147 @@
-"""A student made from a larger model: fewer layers (depth pruning) and fewer key/value heads (MHA -> GQA)."""
+"""A student made from a larger model: fewer layers, then fewer heads, neurons and channels, and fewer KV heads.
+
+What is cut is in cuts.py and pooling.py, what it is chosen by in depth.py, importance.py and selection.py.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import CheckpointError, DistillError
-from distill.model.load import DtypeName, load_model, load_tokenizer, require_chat_template
+from distill.model.alignment import measure_heads
+from distill.model.calibration import Batch
+from distill.model.cuts import prune_layers
+from distill.model.depth import choose_layers, evenly_spaced
+from distill.model.importance import Progress, measure, silent
+from distill.model.load import load_model, load_tokenizer, require_chat_template, stored_dtype
+from distill.model.pooling import pool_kv_heads
+from distill.model.selection import Report
+from distill.model.structure import structure_of, without
+from distill.model.width import Sizes, cut_width, require_fitting, sizes_of
+from distill.recipe.prune import Prune
+from distill.recipe.teacher import Student
 
-_LAYER = re.compile(r"^(?P<before>.*\.(?:layers|h|blocks)\.)(?P<index>\d+)(?P<after>\..*)$")
-_KEY_VALUE = re.compile(r"\.(?:k_proj|v_proj)\.(?:weight|bias)$")
+IMPORTANCE = "importance.json"
+
+ReadBatches = Callable[[PreTrainedTokenizerBase], Sequence[Batch]]
+"""Calibration rows in the tokens of a tokenizer; called only where something is measured."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a student is, beside the model it was made from."""
+    """What a student is, beside the model it was made from; `layers` are those of the model that stayed."""
 
-    parameters: int
-    parameters_before: int
+    after: Sizes
+    before: Sizes
     layers: tuple[int, ...]
-    layers_before: int
-    kv_heads: int
-    kv_heads_before: int
-    kv_bytes_per_token: int
-    kv_bytes_per_token_before: int
+    report: Report
 
     def as_metrics(self) -> dict[str, Any]:
         """For the stage's manifest."""
-        return {**vars(self), "layers": list(self.layers)}
+        before = {f"{name}_before": value for name, value in vars(self.before).items()}
+        return {**vars(self.after), "layers": list(self.layers), **before}
 
     def summary(self) -> str:
         """One line."""
-        if self.layers_before == len(self.layers) and self.kv_heads == self.kv_heads_before:
-            return f"{self.parameters:,} parameters, as they were"
-        return (
-            f"{self.parameters:,} of {self.parameters_before:,} parameters, {len(self.layers)} of "
-            f"{self.layers_before} layers, {self.kv_heads} of {self.kv_heads_before} KV heads, KV cache "
-            f"{self.kv_bytes_per_token / self.kv_bytes_per_token_before:.1%}"
+        after, before = self.after, self.before
+        named = (
+            (after.layers, before.layers, "layers"),
+            (after.heads, before.heads, "heads"),
+            (after.intermediate_size, before.intermediate_size, "neurons"),
+            (after.hidden_size, before.hidden_size, "channels"),
+            (after.kv_heads, before.kv_heads, "KV heads"),
         )
+        cuts = [f"{now} of {then} {what}" for now, then, what in named if now != then]
+        if not cuts:
+            return f"{after.parameters:,} parameters, as they were"
+        share = f"KV cache {after.kv_bytes_per_token / before.kv_bytes_per_token:.1%}"
+        return f"{after.parameters:,} of {before.parameters:,} parameters, {', '.join(cuts)}, {share}"
 
 
 def make_student(
-    model_path: str | Path,
-    *,
-    layers: int | None,
-    kv_heads: int | None,
-    out: Path,
-    dtype: DtypeName,
-    chat_template: str | Path | None = None,
-    trust_remote_code: bool = False,
+    student: Student, out: Path, *, read_batches: ReadBatches | None = None, progress: Progress = silent
 ) -> Made:
-    """Write the model at `model_path` with `layers` decoder layers and `kv_heads` key/value heads to the folder `out`.
+    """Write the model `student.model`, cut down to what the section asks, to the folder `out`.
 
-    None keeps what there is. Weights are stored in `dtype` ("auto": as they were), with tokenizer and chat template
-    (the Jinja file `chat_template`, else the tokenizer's own). Raises CheckpointError for a model that does not load,
-    DistillError for numbers that do not fit it.
+    Weights are stored in `student.dtype` ("auto": as they were), with tokenizer and chat template (the Jinja file
+    `student.chat_template`, else the tokenizer's own). What was measured goes to importance.json beside `out`.
+    Raises CheckpointError for a model that does not load or cannot be cut so, DistillError for numbers that do not fit.
     """
-    tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(chat_template))
-    require_chat_template(tokenizer, model_path)
-    stored: DtypeName = "stored" if dtype == "auto" else dtype
-    model = load_model(model_path, dtype=stored, device="cpu", trust_remote_code=trust_remote_code)
-    config = model.config
-    state = dict(model.state_dict())
-    before = _shape(config)
-    count_before = sum(parameter.numel() for parameter in model.parameters())
-    keep = evenly_spaced(before.layers, layers or before.layers)
-    if len(keep) != before.layers:
-        state = prune_layers(state, keep)
-        _set_layers(config, keep)
-    wanted = kv_heads or before.kv_heads
-    if wanted != before.kv_heads:
-        state = pool_kv_heads(state, kv_heads_before=before.kv_heads, kv_heads=wanted)
-        config.num_key_value_heads = wanted
-    model.save_pretrained(str(out), state_dict=state)
+    assert student.model is not None
+    trust = student.trust_remote_code
+    tokenizer = load_tokenizer(student.model, trust_remote_code=trust)
+    if student.chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(student.chat_template))
+    require_chat_template(tokenizer, student.model)
+    batches: Sequence[Batch] = ()
+    if student.measures:
+        if read_batches is None:
+            raise DistillError("there are no rows to measure the model on", remedy="set student.prune.calibration.data")
+        batches = read_batches(tokenizer)
+        model = load_model(student.model, dtype="auto", trust_remote_code=trust)
+    else:
+        model = load_model(student.model, dtype="stored", device="cpu", trust_remote_code=trust)
+    wanted = None if student.dtype == "auto" else student.dtype
+    dtype = stored_dtype(student.model, trust) if wanted is None else getattr(torch, wanted)
+    made = cut_down(model, student, batches, out, dtype=dtype, progress=progress)
     tokenizer.save_pretrained(str(out))
-    unique = {tensor.data_ptr(): tensor.numel() for name, tensor in state.items()}
-    element = model.dtype.itemsize
-    return Made(
-        parameters=sum(unique.values()),
-        parameters_before=count_before,
-        layers=tuple(keep),
-        layers_before=before.layers,
-        kv_heads=wanted,
-        kv_heads_before=before.kv_heads,
-        kv_bytes_per_token=2 * len(keep) * wanted * before.head_size * element,
-        kv_bytes_per_token_before=2 * before.layers * before.kv_heads * before.head_size * element,
-    )
+    if student.measures:
+        (out.parent / IMPORTANCE).write_text(json.dumps(made.report.as_json(), indent=1) + "\n", encoding="utf-8")
+    return made
+
+
+def cut_down(
+    model: PreTrainedModel,
+    student: Student,
+    batches: Sequence[Batch],
+    out: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress = silent,
+) -> Made:
+    """Write `model`, cut down, to the folder `out`, in `dtype` (None: its own) and without a tokenizer.
+
+    First layers go; then heads, neurons and channels by what the model of the other layers does with `batches`, and KV
+    heads are pooled. The model is used up.
+    """
+    before = sizes_of(model)
+    require_fitting(student, before, str(model.config.model_type))
+    prune, report = student.prune or Prune(layers_by="spacing"), Report()
+    if student.measures:
+        masks = [batch.mask for batch in batches]
+        report.add("calibration", rows=sum(map(len, masks)), tokens=sum(int(mask.sum()) for mask in masks))
+    wanted = student.layers or before.layers
+    if wanted == before.layers or prune.layers_by == "spacing":
+        keep = evenly_spaced(before.layers, wanted)
+    else:
+        keep = choose_layers(model, wanted, prune, batches, report, progress)
+    importance = structure = moments = None
+    if student.measures_width:
+        structure = structure_of(model)
+        with without(model, set(range(before.layers)) - set(keep)):
+            importance = measure(model, batches, prune.width_by, progress)
+            if student.kv_heads not in (None, before.kv_heads) and prune.kv_pooling == "aligned":
+                moments = measure_heads(model, batches, student.kv_heads, progress)
+    if model.dtype != (dtype or model.dtype) or model.device.type != "cpu":
+        model.to(device="cpu", dtype=dtype or model.dtype)  # type: ignore[call-arg]
+    state, config = prune_layers(model.state_dict(), keep), model.config
+    if importance is not None and structure is not None:
+        state = cut_width(state, config, student, importance, structure, keep, report, moments)
+    elif student.kv_heads not in (None, before.kv_heads):
+        state = pool_kv_heads(state, kv_heads_before=before.kv_heads, kv_heads=student.kv_heads)
+        config.num_key_value_heads = student.kv_heads
+    _set_layers(config, keep)
+    unique = {tensor.data_ptr(): tensor.numel() for tensor in state.values()}
+    after = sizes_of(model, sum(unique.values()))
+    model.save_pretrained(str(out), state_dict=state)
+    return Made(after, before, tuple(keep), report)
 
 
 def _read_template(path: Path) -> str:
@@ -101,75 +149,6 @@ def _read_template(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"no chat template at {path}: {error}", remedy="mend student.chat_template") from None
-
-
-def evenly_spaced(total: int, keep: int) -> list[int]:
-    """`keep` of the layers 0..total-1, evenly spaced, the first and the last among them (one alone: the first)."""
-    if not 1 <= keep <= total:
-        raise DistillError(f"student.layers is {keep}, the model has {total}", remedy=f"keep 1 to {total} layers")
-    if keep == 1:
-        return [0]
-    return [(index * (total - 1) + (keep - 1) // 2) // (keep - 1) for index in range(keep)]
-
-
-def prune_layers(state: Mapping[str, Tensor], keep: Sequence[int]) -> dict[str, Tensor]:
-    """The state dict with only the decoder layers `keep`, renumbered from 0; everything else as it is."""
-    place = {old: new for new, old in enumerate(keep)}
-    pruned = {}
-    for name, tensor in state.items():
-        match = _LAYER.match(name)
-        if match is None:
-            pruned[name] = tensor
-        elif int(match["index"]) in place:
-            pruned[f"{match['before']}{place[int(match['index'])]}{match['after']}"] = tensor
-    return pruned
-
-
-def pool_kv_heads(state: Mapping[str, Tensor], *, kv_heads_before: int, kv_heads: int) -> dict[str, Tensor]:
-    """Mean-pool neighbouring key and value heads, weights and biases (GQA, 2305.13245, section 2.1).
-
-    Query head i reads KV head i // (queries per KV head), so pooling neighbours keeps every query with the mean of a
-    group that its own head was in. Exact where the heads of a group are equal. Means are taken in float32.
-    """
-    if kv_heads < 1 or kv_heads_before % kv_heads:
-        divisors = [str(n) for n in range(1, kv_heads_before + 1) if kv_heads_before % n == 0]
-        raise DistillError(
-            f"student.kv_heads is {kv_heads}, the model has {kv_heads_before}", remedy=f"one of {', '.join(divisors)}"
-        )
-    pooled = dict(state)
-    found = 0
-    for name, tensor in state.items():
-        if _KEY_VALUE.search(name):
-            found += 1
-            heads = tensor.float().unflatten(0, (kv_heads, kv_heads_before // kv_heads, -1))
-            pooled[name] = heads.mean(1).flatten(0, 1).to(tensor.dtype).contiguous()
-    if not found:
-        raise DistillError(
-            "the model has no separate k_proj and v_proj to pool", remedy="leave student.kv_heads out for this model"
-        )
-    return pooled
-
-
-@dataclass(frozen=True)
-class _Shape:
-    layers: int
-    kv_heads: int
-    head_size: int
-
-
-def _shape(config: PreTrainedConfig) -> _Shape:
-    keys = config.to_dict()
-    try:
-        heads = int(keys["num_attention_heads"])
-        return _Shape(
-            int(keys["num_hidden_layers"]),
-            int(keys.get("num_key_value_heads") or heads),
-            int(keys.get("head_dim") or keys["hidden_size"] // heads),
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            f"the model's config has no {error}", remedy="cut down a decoder-only model of the Llama kind"
-        ) from None
 
 
 def _set_layers(config: PreTrainedConfig, keep: Sequence[int]) -> None:

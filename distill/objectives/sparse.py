@@ -30,7 +30,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """What is known of P for N tokens: `ids_E` of token n are those from `offsets[n]` to `offsets[n + 1]`, best first.
+    """What is known of P for N tokens: `ids_E` of token n are those from `offsets[n]` to `offsets[n + 1]`.
 
     `logprobs_E` at the objective's temperature over `rows` rows. Top k: `log_tail_N` is the logarithm of the mass of
     all other rows; a token without entries has all of it there and asks nothing of the student. Samples: `log_tail_N`
@@ -226,9 +226,11 @@ def _smallest(log_p_E: Tensor, token_E: Tensor, count: int) -> Tensor:
 
 
 def _first_ids(targets: SparseTargets) -> Tensor:
-    """The likeliest kept id of each token, -1 where none is kept."""
-    sizes = targets.offsets.diff()
-    found = torch.full((len(sizes),), -1, dtype=torch.long, device=targets.ids_E.device)
-    some = (sizes > 0).nonzero().squeeze(-1)
-    found[some.to(found.device)] = targets.ids_E[targets.offsets[:-1][some].to(found.device)]
-    return found
+    """The likeliest kept id of each token (of equally likely ones the largest), -1 where none is kept."""
+    sizes = targets.offsets.diff().to(targets.ids_E.device)
+    token_E = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    largest = targets.logprobs_E.new_full((len(sizes),), -math.inf)
+    largest.scatter_reduce_(0, token_E, targets.logprobs_E, "amax")
+    first = targets.logprobs_E == largest[token_E]
+    found = torch.full((len(sizes),), -1, dtype=torch.long, device=sizes.device)
+    return found.scatter_reduce_(0, token_E[first], targets.ids_E[first], "amax")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import CheckpointError
-from distill.recipe.teacher import Scratch
+from distill.recipe.teacher import Scratch, Student
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,18 @@ def shape_of(config: dict[str, Any], where: str) -> ModelShape:
         ) from None
 
 
-def pruned(shape: ModelShape, *, layers: int | None, kv_heads: int | None) -> ModelShape:
-    """The shape after depth pruning and mean-pooling of KV heads."""
-    return replace(shape, layers=layers or shape.layers, kv_heads=kv_heads or shape.kv_heads)
+def pruned(shape: ModelShape, student: Student) -> ModelShape:
+    """The shape after the cuts that the section asks for; multi-head attention loses keys and values with its heads."""
+    heads = student.heads or shape.heads
+    multi_head = shape.kv_heads == shape.heads
+    return replace(
+        shape,
+        layers=student.layers or shape.layers,
+        heads=heads,
+        kv_heads=student.kv_heads or (heads if multi_head else shape.kv_heads),
+        ffn=student.intermediate_size or shape.ffn,
+        hidden=student.hidden_size or shape.hidden,
+    )
 
 
 def scratch_shape(scratch: Scratch) -> ModelShape:

@@ -95,9 +95,9 @@ def _student(recipe: Recipe, notes: list[str]) -> ModelSize | None:
         shape = scratch_shape(student.scratch)
         return ModelSize("scratch", shape, shape.parameters, None, "the recipe")
     size = _size(student.model, "student", notes)
-    if size is None or (student.layers is None and student.kv_heads is None):
+    if size is None or not student.cuts:
         return size
-    shape = pruned(size.shape, layers=student.layers, kv_heads=student.kv_heads)
+    shape = pruned(size.shape, student)
     return ModelSize(size.name, shape, shape.parameters, None, size.source)
 
 

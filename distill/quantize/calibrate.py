@@ -15,17 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.errors import DistillError
+from distill.model.calibration import Batch
 from distill.model.linears import linears_of
-
-_TOKENS_PER_BATCH = 4096
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows padded on the right: input_ids (B, T) and mask (B, T), True on real tokens."""
-
-    input_ids: Tensor
-    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,25 +49,6 @@ Extras = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 class _SeenEnough(Exception):
     """Ends a forward pass once the wanted inputs were seen."""
-
-
-def pad_batches(rows: Sequence[Sequence[int]], *, max_length: int, tokens: int = _TOKENS_PER_BATCH) -> list[Batch]:
-    """Token rows, cut to `max_length`, as batches of rows of similar length and about `tokens` tokens.
-
-    Padding is on the right, where causal attention keeps it from every real token; no attention mask is needed.
-    """
-    cut = sorted((list(row[:max_length]) for row in rows if len(row) > 0), key=len)
-    if not cut:
-        raise DistillError("no calibration rows with any token", remedy="point calibration.data at a dataset with rows")
-    batches: list[Batch] = []
-    while cut:
-        count = max(1, min(len(cut), tokens // len(cut[-1])))
-        chunk, cut = cut[-count:], cut[:-count]
-        width = len(chunk[-1])
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in chunk])
-        lengths = torch.tensor([len(row) for row in chunk])
-        batches.append(Batch(ids, torch.arange(width) < lengths[:, None]))
-    return batches
 
 
 @torch.no_grad()

@@ -13,19 +13,17 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from distill.errors import DataError, DistillError
-from distill.model.chat import render
+from distill.errors import DistillError
+from distill.model.calibration import Batch, calibration_batches
 from distill.model.fake_quant import read_grid
-from distill.model.load import load_model, load_tokenizer, require_chat_template
-from distill.quantize.calibrate import Batch, pad_batches
+from distill.model.load import load_model, load_tokenizer
 from distill.quantize.export import quantized_bits_per_weight, save_packed, weight_bytes
 from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
 from distill.quiet import quiet
-from distill.recipe.quantize import Awq, Calibration, Int8, Nf4, Qat, Quantizer
+from distill.recipe.quantize import Awq, Int8, Nf4, Qat, Quantizer
 from distill.recipe.quantize import Gptq as GptqEntry
-from distill.records import Message, read_parquet
 
 Metrics = dict[str, Any]
 
@@ -61,30 +59,6 @@ def quantize_checkpoint(
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def calibration_batches(
-    tokenizer: PreTrainedTokenizerBase, source: Path, data: Path, calibration: Calibration
-) -> list[Batch]:
-    """Rows spread evenly over a dataset as token batches, rendered by the model's own chat template."""
-    require_chat_template(tokenizer, source)
-    everything = read_parquet(data)
-    if not everything:
-        raise DataError(f"{data} has no rows to calibrate on", remedy="name another dataset as calibration.data")
-    rows = everything[:: max(1, len(everything) // calibration.rows)][: calibration.rows]
-    token_rows = [render(tokenizer, _messages(row, data), add_generation_prompt=False) for row in rows]
-    return pad_batches(token_rows, max_length=calibration.max_length)
-
-
-def _messages(row: dict[str, Any], data: Path) -> list[Message]:
-    """The chat of an instruction or code row, or the chosen one of a preference row."""
-    if "messages" in row:
-        messages: list[Message] = row["messages"]
-    elif "prompt" in row and "chosen" in row:
-        messages = [*row["prompt"], *row["chosen"]]
-    else:
-        raise DataError(f"{data} has neither messages nor prompt and chosen; it has {', '.join(row)}")
-    return messages
 
 
 def _trained(source: Path, target: Path) -> Metrics:

@@ -22,8 +22,13 @@ class Serve(Section):
     api_key_env: str | None = Field(default=None, description="variable with the key clients must send")
     max_batch: int = Field(default=128, ge=1, description="sequences decoded together")
     kv_gib: float = Field(default=1.0, gt=0, description="memory for the KV cache, in GiB")
+    kv_dtype: Literal["auto", "int8", "fp8"] = Field(
+        default="auto", description="of the KV cache; auto: the model's own"
+    )
     block_size: int = Field(default=32, ge=1, description="tokens in a KV block")
-    prefill_tokens: int = Field(default=512, ge=1, description="prompt tokens prefilled in one step")
+    prefill_tokens: int = Field(
+        default=512, ge=1, description="prompt tokens prefilled in one step; left out, a GPU takes 8192"
+    )
     max_queue: int = Field(default=1024, ge=1, description="choices accepted and not answered; beyond it 503")
     dtype: Dtype = "auto"
     draft: str | None = Field(default=None, description="model whose guesses the served one checks; null: none")
@@ -131,6 +136,29 @@ class Recipe(Section):
                 problem = f"needs a weight for each of the {len(names)} names; got {len(weights)}"
                 yield ("generate", index, "teachers", "weights"), problem, ()
 
+    def calibration_of_student(self) -> str | None:
+        """Name of the job or path of the rows on which the student's model is measured before it is cut."""
+        if self.student is None or self.student.prune is None:
+            return None
+        named = self.student.prune.calibration.data
+        trained = (name for entry in self.train if not isinstance(entry, LmEntry) for name in entry.data)
+        return named or next(trained, None)
+
+    def _student_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Mistakes inside the student's section, and between it and its calibration rows."""
+        if self.student is None:
+            return
+        for key, problem in self.student.problems():
+            yield ("student", key) if key else ("student",), problem, ()
+        if self.student.measures:
+            place = ("student", "prune", "calibration", "data")
+            jobs = tuple(job.name for job in self.generate)
+            data = self.calibration_of_student()
+            if data is None:
+                yield place, "no rows to measure the model on: name a generate job or a .parquet path", ()
+            elif data not in jobs and not _is_path(data):
+                yield place, f"no generate job '{data}'", jobs
+
     def _kd_problems(
         self, index: int, entry: KdEntry | OnPolicyEntry
     ) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
@@ -182,8 +210,7 @@ class Recipe(Section):
         yield from self._executor_problems()
         if self.train and self.student is None:
             yield ("train",), "needs a 'student' section that says which model to train", ()
-        if self.student is not None and (self.student.model is None) == (self.student.scratch is None):
-            yield ("student",), "needs either 'model' or 'scratch'", ()
+        yield from self._student_problems()
         earlier: list[str] = ["student"]
         for index, entry in enumerate(self.train):
             if entry.init is not None and entry.init not in earlier:
@@ -191,6 +218,9 @@ class Recipe(Section):
             earlier.append(entry.name)
             if isinstance(entry, LmEntry):
                 continue
+            unheard = entry.lora.head_problem() if entry.lora is not None else None
+            if unheard is not None:
+                yield ("train", index, "lora", "target_modules", unheard[0]), f"{unheard[1]}; leave it out", ()
             for position, name in enumerate(entry.data):
                 if name not in jobs and not _is_path(name):
                     yield (

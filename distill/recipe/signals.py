@@ -17,11 +17,21 @@ class FromWeights(Section):
     )
     offload: bool = Field(default=False, description="weights stay in CPU memory and visit the GPU layer by layer")
 
+    @property
+    def moves(self) -> bool:
+        """Whether weights are elsewhere than where they compute."""
+        return self.offload
+
 
 class LiveSignal(FromWeights):
     """The teacher runs beside the student at every step."""
 
     kind: Literal["live"] = "live"
+    shard: bool = Field(default=False, description="each process keeps a share of the teacher's weights (FSDP2)")
+
+    @property
+    def moves(self) -> bool:
+        return self.offload or self.shard
 
 
 class TopKSignal(FromWeights):
@@ -30,6 +40,7 @@ class TopKSignal(FromWeights):
     kind: Literal["top_k"]
     k: int = Field(default=64, ge=1, le=255, description="tokens kept at a position, at most")
     min_probability: float = Field(default=1e-4, ge=0, lt=1, description="less likely ones are left to the tail")
+    step_nats: float = Field(default=0.0625, gt=0, le=2, description="between two log probabilities as they are stored")
     source: Literal["weights", "server", "sidecar"] = Field(
         default="weights", description="server: its prompt log probabilities; sidecar: logprobs.parquet of generate"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from distill.recipe.base import Section
+from distill.recipe.prune import Prune
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -127,7 +129,50 @@ class Student(Section):
     model: str | None = Field(default=None, description="folder or hub id of the weights to start from")
     scratch: Scratch | None = Field(default=None, description="instead of model: random weights of this shape")
     layers: int | None = Field(default=None, ge=1, description="keep this many decoder layers (depth pruning)")
+    heads: int | None = Field(default=None, ge=1, description="keep this many query heads a layer (needs prune)")
     kv_heads: int | None = Field(default=None, ge=1, description="mean-pool key/value heads to this many (GQA)")
+    intermediate_size: int | None = Field(default=None, ge=1, description="keep this many FFN neurons (needs prune)")
+    hidden_size: int | None = Field(default=None, ge=1, description="keep this many channels (needs prune)")
+    prune: Prune | None = Field(default=None, description="what is kept is measured; null: layers evenly spaced")
     chat_template: str | None = Field(default=None, description="Jinja file; null: the tokenizer's own")
     dtype: Dtype = "bfloat16"
     trust_remote_code: bool = False
+
+    @property
+    def cuts(self) -> dict[str, int]:
+        """What is asked of the model's size, by name."""
+        asked = {
+            "layers": self.layers,
+            "heads": self.heads,
+            "KV heads": self.kv_heads,
+            "neurons": self.intermediate_size,
+            "channels": self.hidden_size,
+        }
+        return {what: size for what, size in asked.items() if size is not None}
+
+    @property
+    def measures_width(self) -> bool:
+        """Whether heads, neurons, channels or the weights of KV heads are measured."""
+        if self.prune is None:
+            return False
+        narrower = (self.heads, self.intermediate_size, self.hidden_size) != (None, None, None)
+        return narrower or (self.kv_heads is not None and self.prune.kv_pooling != "mean")
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything is measured on calibration rows."""
+        by_importance = self.prune is not None and self.prune.layers_by != "spacing"
+        return self.measures_width or (by_importance and self.layers is not None)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, problem) of settings that do not go together."""
+        if (self.model is None) == (self.scratch is None):
+            yield "", "needs either 'model' or 'scratch'"
+        narrower = {"heads": self.heads, "intermediate_size": self.intermediate_size, "hidden_size": self.hidden_size}
+        for key, value in narrower.items():
+            if self.prune is None and value is not None:
+                yield key, "what goes is measured: add student.prune"
+        if self.prune is not None and not self.measures:
+            yield "prune", "nothing is to be measured: set layers, heads, intermediate_size, hidden_size or kv_heads"
+        if self.heads is not None and self.kv_heads is not None and self.heads % self.kv_heads:
+            yield "heads", f"must be a multiple of kv_heads {self.kv_heads}"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill.recipe.base import Section
-from distill.recipe.signals import LiveSignal, Signal, StoredSignal, TopKSignal
+from distill.recipe.signals import FromWeights, LiveSignal, Signal, StoredSignal, TopKSignal
 
 
 class Lora(Section):
@@ -18,6 +18,14 @@ class Lora(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     merge: bool = True
+
+    def head_problem(self) -> tuple[int, str] | None:
+        """(place in target_modules, problem) where an adapter is asked for that no loss would train."""
+        names = () if self.target_modules == "all-linear" else self.target_modules
+        for index, name in enumerate(names):
+            if name.split(".")[-1] == "lm_head":
+                return index, "the loss head reads lm_head as a plain matrix, an adapter there would learn nothing"
+        return None
 
 
 class EntryCommon(Section):
@@ -119,6 +127,8 @@ class KdEntry(EntryCommon, DivergenceFields):
                 "matching",
                 "only a live teacher has hidden states of every layer: use signal live, ce_weight below 1",
             )
+        if isinstance(self.signal, FromWeights) and self.signal.precision == "nf4" and self.signal.moves:
+            return "signal", "4-bit weights stay where they compute: leave out offload and shard, or nf4"
         told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
         if told and self.temperature != 1.0:
             return "temperature", "servers give distributions at temperature 1 only"

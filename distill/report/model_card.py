@@ -54,13 +54,9 @@ def _steps(run: Gathered) -> Iterator[str]:
     teacher = run.recipe.teacher
     yield f"- Teacher: `{teacher.model}`"
     if run.recipe.student is not None:
-        cut = [
-            f"{value} {what}"
-            for value, what in ((run.recipe.student.layers, "layers"), (run.recipe.student.kv_heads, "KV heads"))
-            if value is not None
-        ]
+        cut = [f"{size:,} {what}" for what, size in run.recipe.student.cuts.items()]
         start = run.recipe.student.model or "random weights"
-        yield f"- Student: `{start}`" + (f", cut to {' and '.join(cut)}" if cut else "")
+        yield f"- Student: `{start}`" + (f", cut to {', '.join(cut)}" if cut else "")
     for job in run.jobs:
         rows = job.metrics.get("rows")
         yield f"- Data: {job.name} ({job.kind}), {quantity(rows) if rows is not None else 'unknown'} rows"

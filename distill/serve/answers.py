@@ -13,18 +13,24 @@ from distill.engine.types import Completion, StepOutput, TokenLogprob
 
 
 class TokenTexts:
-    """What each token says alone, looked up once."""
+    """What each token says inside a text, looked up once: after another token, as some tokenizers take the space away
+    that a text begins with."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._before = [int(t) for t in tokenizer.encode("a", add_special_tokens=False)]
+        self._skipped = len(self._decode(self._before))
         self._texts: dict[int, str] = {}
 
     def __call__(self, token_id: int) -> str:
         text = self._texts.get(token_id)
         if text is None:
-            text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+            text = self._decode([*self._before, token_id])[self._skipped :]
             self._texts[token_id] = text
         return text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
 
 
 class Answers:

@@ -26,6 +26,7 @@ class Ticket:
     params: Sequence[SamplingParams]  # one a prompt
     n: int
     stream: bool
+    continues: bool  # the text goes on from the prompt's
     loop: asyncio.AbstractEventLoop
     news: asyncio.Queue[list[tuple[int, StepOutput]] | BaseException] = field(default_factory=asyncio.Queue)
     num_open: int = 0  # choices not finished yet; the engine's thread counts
@@ -59,7 +60,13 @@ class EngineLoop:
         self._thread.join()
 
     def submit(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, n: int, stream: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        *,
+        n: int,
+        stream: bool,
+        continues: bool,
     ) -> Ticket:
         """Hand requests to the engine, from the event loop. The caller calls `close` in any case."""
         if self._stopping:
@@ -67,7 +74,7 @@ class EngineLoop:
         if self.failure is not None:
             raise EngineError(f"the engine failed: {self.failure}", remedy="restart the server")
         self._keys += 1
-        ticket = Ticket(self._keys, prompts, params, n, stream, asyncio.get_running_loop())
+        ticket = Ticket(self._keys, prompts, params, n, stream, continues, asyncio.get_running_loop())
         self._send("add", ticket)
         return ticket
 
@@ -114,6 +121,7 @@ class EngineLoop:
                     prompt,
                     _reseed(params, choice),
                     stream=ticket.stream,
+                    continues=ticket.continues,
                 )
 
     def _deliver(self, outputs: list[StepOutput]) -> None:

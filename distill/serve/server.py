@@ -108,8 +108,9 @@ def engine_config(settings: Serve) -> EngineConfig:
     return EngineConfig(
         max_batch=settings.max_batch,
         block_size=settings.block_size,
-        prefill_tokens=settings.prefill_tokens,
+        prefill_tokens=settings.prefill_tokens if "prefill_tokens" in settings.model_fields_set else 0,
         kv_bytes=int(settings.kv_gib * (1 << 30)),
+        kv_dtype=settings.kv_dtype,
     )
 
 

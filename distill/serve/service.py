@@ -150,7 +150,7 @@ class Service:
         chat = asked.chat is not None
         answers = Answers(self._texts, model_name=self.model_name, chat=chat, prompts=prompts, echoes=echoes, n=asked.n)
         try:
-            ticket = self.loop.submit(prompts, params, n=asked.n, stream=asked.stream)
+            ticket = self.loop.submit(prompts, params, n=asked.n, stream=asked.stream, continues=not chat)
         except EngineError as error:
             raise ApiError(503, str(error), kind="server_error") from None
         delivery = Delivery(

@@ -35,6 +35,15 @@ def resolve(
     target: str, *, overrides: Sequence[str], variant: str | None, model_name: str | None, flags: Mapping[str, Any]
 ) -> Target:
     """`flags` are the serve section's keys as the command line gave them; None stands for the recipe's value."""
+    found = _resolve(target, overrides=overrides, variant=variant, model_name=model_name, flags=flags)
+    if flags.get("draft_tokens") is not None and found.settings.draft is None:
+        raise DistillError("--draft-tokens without a draft", remedy="name the model that guesses with --draft")
+    return found
+
+
+def _resolve(
+    target: str, *, overrides: Sequence[str], variant: str | None, model_name: str | None, flags: Mapping[str, Any]
+) -> Target:
     given = {name: value for name, value in flags.items() if value is not None}
     if not target.endswith((".yaml", ".yml")):
         if variant is not None or overrides:

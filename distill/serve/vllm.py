@@ -17,6 +17,7 @@ from distill.serve.address import refuse_open_host
 _FLAGS = {"max_batch": "--max-num-seqs", "block_size": "--block-size", "dtype": "--dtype"}
 _OURS_ALONE = {
     "max_queue": "it queues without a bound",
+    "kv_dtype": "the 8-bit formats of its KV cache are others",
     "draft": "its own speculative decoding has flags of its own",
     "draft_tokens": "its own speculative decoding has flags of its own",
 }

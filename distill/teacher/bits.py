@@ -1,4 +1,4 @@
-"""Whole numbers of a fixed number of bits, packed without gaps, lowest bit first."""
+"""Whole numbers of so many bits each, packed without gaps, lowest bit first."""
 
 from __future__ import annotations
 
@@ -27,10 +27,23 @@ def pack_bits(values: NDArray[np.integer], width: int) -> bytes:
 
 def unpack_bits(packed: bytes, count: int, width: int) -> NDArray[np.int64]:
     """What `pack_bits` was given."""
-    padded = np.frombuffer(packed + b"\0\0\0", dtype=np.uint8)
-    first_bit = np.arange(count, dtype=np.int64) * width
+    return unpack_widths(packed, np.full(count, width))
+
+
+def pack_widths(values: NDArray[np.integer], widths: NDArray[np.int64]) -> bytes:
+    """Values from 0 to 2^width - 1, each with a width of its own, from 0 to `MAX_WIDTH`."""
+    assert len(values) == 0 or (int(widths.max()) <= MAX_WIDTH and bool((values >> widths == 0).all()))
+    owner = np.repeat(np.arange(len(values)), widths)
+    place = np.arange(len(owner)) - (np.cumsum(widths) - widths)[owner]
+    return np.packbits((values[owner] >> place & 1).astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack_widths(packed: bytes, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What `pack_widths` was given."""
+    padded = np.frombuffer(packed + b"\0\0\0\0", dtype=np.uint8)
+    first_bit = np.cumsum(widths) - widths
     at = first_bit >> 3
     words = padded[at].astype(np.uint32)
     for byte in range(1, 4):
         words |= padded[at + byte].astype(np.uint32) << np.uint32(8 * byte)
-    return ((words >> (first_bit & 7).astype(np.uint32)) & np.uint32((1 << width) - 1)).astype(np.int64)
+    return ((words >> (first_bit & 7).astype(np.uint32)) & ((1 << widths) - 1).astype(np.uint32)).astype(np.int64)

@@ -1,12 +1,10 @@
-"""How a row's teacher distributions are written: the likeliest tokens and the rest's mass, or ids drawn from them.
+"""What is known of a row's teacher distributions, and how ids drawn from them are written (top k: `top_k_form`).
 
-Legend: T scored tokens of a row, E entries of all of them, R rows of the vocabulary. Entries stand token after token,
-the likeliest first. All numbers are little-endian; ids take as many bits as R needs.
+Legend: T scored tokens of a row, E entries of all of them, R rows of the vocabulary. Entries stand token after token.
+Numbers are little-endian.
 
-- top k: counts u8[T], tails u16[T], values u8[E], ids. A value v is the probability exp(-24 (v / 255)^2): fine steps
-  for what is likely, coarse ones where an error weighs little. A tail t is the mass exp(-40 t / 65535) of all other
-  rows. When read, the entries are scaled so that they and the tail sum to 1.
-- sampled: counts u8[T], entropies f16[T] (nats), ids, then how often each was drawn, less one.
+- sampled: counts u8[T], entropies u8[T] (in shares of log R / 255), sets of ids with how often each was drawn, less one
+  (`id_sets`).
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.teacher.bits import pack_bits, packed_bytes, unpack_bits, width_of
+from distill.teacher.id_sets import pack_sets, unpack_sets
 
 MAX_KEPT = 255  # entries of a token
-_VALUE_NATS, _TAIL_NATS = 24.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -33,60 +30,28 @@ class Sparse:
     entropy_T: NDArray[np.float32] | None = None
 
 
-def encode_top_k(found: Sparse, rows: int) -> bytes:
-    """A row's bytes. Its entries are sorted within each token."""
-    assert found.log_tail_T is not None and (len(found.counts_T) == 0 or found.counts_T.max() <= MAX_KEPT)
-    nats = np.clip(-found.logprobs_E.astype(np.float64), 0.0, _VALUE_NATS)
-    values = np.rint(255.0 * np.sqrt(nats / _VALUE_NATS)).astype(np.uint8)
-    tails = np.rint(65535.0 / _TAIL_NATS * np.clip(-found.log_tail_T.astype(np.float64), 0.0, _TAIL_NATS))
-    return b"".join(
-        (
-            found.counts_T.astype(np.uint8).tobytes(),
-            tails.astype("<u2").tobytes(),
-            values.tobytes(),
-            pack_bits(found.ids_E, width_of(rows)),
-        )
-    )
-
-
-def decode_top_k(packed: bytes, tokens: int, entries: int, rows: int) -> Sparse:
-    """What `encode_top_k` was given, as closely as its steps allow."""
-    counts = np.frombuffer(packed, np.uint8, tokens).astype(np.int64)
-    tails = np.frombuffer(packed, "<u2", tokens, offset=tokens)
-    values = np.frombuffer(packed, np.uint8, entries, offset=3 * tokens)
-    ids = unpack_bits(packed[3 * tokens + entries :], entries, width_of(rows))
-    nats = _NATS_OF_VALUE[values]
-    log_tail = (-_TAIL_NATS / 65535.0 * tails).astype(np.float32)
-    token_E = np.repeat(np.arange(tokens), counts)
-    mass = np.bincount(token_E, weights=np.exp(-nats), minlength=tokens)
-    left = -np.expm1(np.minimum(log_tail.astype(np.float64), -1e-9))
-    shift = np.log(left / np.maximum(mass, 1e-30))
-    return Sparse(counts, ids, (shift[token_E] - nats).astype(np.float32), log_tail_T=log_tail)
-
-
 def encode_sampled(found: Sparse, rows: int, draws: int) -> bytes:
-    """A row's bytes; weights are whole multiples of 1 / draws."""
+    """A row's bytes; weights are whole multiples of 1 / draws. Entropies are for the value alone, and so are coarse."""
     assert found.entropy_T is not None and draws <= MAX_KEPT
     drawn = np.rint(np.exp(found.logprobs_E.astype(np.float64)) * draws).astype(np.int64)
+    order = np.lexsort((found.ids_E, np.repeat(np.arange(len(found.counts_T)), found.counts_T)))
+    shares = np.rint(found.entropy_T.astype(np.float64) * (255.0 / np.log(rows))).clip(0, 255)
     return b"".join(
         (
             found.counts_T.astype(np.uint8).tobytes(),
-            found.entropy_T.astype("<f2").tobytes(),
-            pack_bits(found.ids_E, width_of(rows)),
-            pack_bits(drawn - 1, width_of(draws)),
+            shares.astype(np.uint8).tobytes(),
+            pack_sets(found.ids_E[order], drawn[order] - 1, found.counts_T, rows),
         )
     )
 
 
-def decode_sampled(packed: bytes, tokens: int, entries: int, rows: int, draws: int) -> Sparse:
-    """What `encode_sampled` was given."""
+def decode_sampled(packed: bytes, tokens: int, rows: int, draws: int) -> Sparse:
+    """What `encode_sampled` was given, entropies within their steps; each token's entries by id."""
     counts = np.frombuffer(packed, np.uint8, tokens).astype(np.int64)
-    entropy = np.frombuffer(packed, "<f2", tokens, offset=tokens).astype(np.float32)
-    begin = 3 * tokens
-    end = begin + packed_bytes(entries, width_of(rows))
-    ids = unpack_bits(packed[begin:end], entries, width_of(rows))
-    drawn = unpack_bits(packed[end:], entries, width_of(draws)) + 1
-    return Sparse(counts, ids, np.log(drawn / draws).astype(np.float32), entropy_T=entropy)
+    shares = np.frombuffer(packed, np.uint8, tokens, offset=tokens)
+    entropy = (shares * (np.log(rows) / 255.0)).astype(np.float32)
+    ids, more = unpack_sets(packed[2 * tokens :], counts, rows)
+    return Sparse(counts, ids, np.log((more + 1) / draws).astype(np.float32), entropy_T=entropy)
 
 
 def join(parts: list[Sparse]) -> Sparse:
@@ -115,6 +80,3 @@ def split(found: Sparse, tokens: list[int]) -> list[Sparse]:
 def _known(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
     assert values is not None, "rows of one form"
     return values
-
-
-_NATS_OF_VALUE = _VALUE_NATS * (np.arange(256) / 255.0) ** 2

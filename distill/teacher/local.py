@@ -20,7 +20,7 @@ from distill.model.load import load_model, load_tokenizer
 from distill.recipe.teacher import EmbeddedTeacher
 from distill.teacher.endpoint import Attempt, AttemptFailed, Reply
 from distill.teacher.logprobs import Position, pack
-from distill.teacher.requests import ChatRequest, Request
+from distill.teacher.requests import ChatRequest, Request, ScoreRequest
 
 
 @dataclass(eq=False)
@@ -94,6 +94,7 @@ class LocalTeacher:
         )
 
     def _ids(self, request: Request) -> list[int]:
+        assert not isinstance(request, ScoreRequest), "whoever has the weights here asks them"
         if not isinstance(request, ChatRequest):
             return [int(token) for token in self._tokenizer(request.prompt)["input_ids"]]
         if self._tokenizer.chat_template is None:

@@ -1,99 +1,122 @@
-"""A server's log probabilities of the tokens of a prompt: vLLM's `prompt_logprobs`, or `echo` with `logprobs`."""
+"""A server's log probabilities of the tokens of a prompt: vLLM's `prompt_logprobs`, or `echo` with `logprobs`.
+
+`ScoreSender` is one attempt, for the client with its ledger, limits and budget; `PromptScorer` reads the answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import TeacherError
-from distill.teacher.endpoint import AttemptFailed, Endpoint
-from distill.teacher.rates import backoff_seconds
+from distill.teacher.client import TeacherClient
+from distill.teacher.endpoint import Attempt, AttemptFailed, Endpoint, Reply, parse_rate_news
+from distill.teacher.logprobs import Position, pack, unpack
+from distill.teacher.requests import Request, ScoreRequest
 from distill.teacher.tops import Tops
 
-_PATH = "/completions"
 _ID_PREFIX = "token_id:"
+_SAY_NOTHING_OF_THE_DIALECT = (401, 402, 403, 404)
 
 
-class PromptScorer:
-    """Asks one endpoint about prompts of token ids. `ids_by_text` finds tokens that a server names by their bytes.
+class ScoreSender:
+    """Asks one endpoint about prompts. The first one finds out which of the two dialects the server speaks."""
 
-    The first prompt finds out which of the two dialects the server speaks. Failures that may pass are tried again, as
-    often as the teacher's section says.
-    """
-
-    def __init__(self, endpoint: Endpoint, ids_by_text: Mapping[bytes, int]) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._ids = ids_by_text
         self._echo: bool | None = None
         self._finding_out = asyncio.Lock()
-        self._free = asyncio.Semaphore(endpoint.teacher.max_concurrency)
-        self._rng = random.Random(0)
-        self.asked = 0
 
-    async def score(self, prompt: list[int], k: int) -> list[Tops | None]:
-        """Of each token of the prompt, the k likeliest in its place (and itself); None for the first one."""
-        async with self._free:
-            if self._echo is None:
-                async with self._finding_out:
-                    if self._echo is None:
-                        return await self._find_out(prompt, k)
-            return await self._ask(prompt, k, echo=self._echo)
+    async def send(self, request: Request) -> Reply:
+        """One attempt. Raises AttemptFailed."""
+        assert isinstance(request, ScoreRequest)
+        if self._echo is None:
+            async with self._finding_out:
+                if self._echo is None:
+                    return await self._find_out(request)
+        return await self._ask(request, echo=self._echo)
 
-    async def _find_out(self, prompt: list[int], k: int) -> list[Tops | None]:
+    async def close(self) -> None:
+        """Close the endpoint's connections."""
+        await self._endpoint.close()
+
+    async def _find_out(self, request: ScoreRequest) -> Reply:
         try:
-            found = await self._ask(prompt, k, echo=False)
+            found = await self._ask(request, echo=False)
             self._echo = False
-        except TeacherError as error:
-            if error.retryable or error.status in (401, 402, 403, 404):
+        except AttemptFailed as failed:
+            error = failed.attempt.error
+            if error.retryable or error.status in _SAY_NOTHING_OF_THE_DIALECT:
                 raise
-            found = await self._ask(prompt, k, echo=True)
+            found = await self._ask(request, echo=True)
             self._echo = True
         return found
 
-    async def _ask(self, prompt: list[int], k: int, *, echo: bool) -> list[Tops | None]:
+    async def _ask(self, request: ScoreRequest, *, echo: bool) -> Reply:
         teacher = self._endpoint.teacher
-        body: dict[str, object] = {"model": teacher.model, "prompt": prompt, "temperature": 0}
-        body |= {"max_tokens": 0, "echo": True, "logprobs": k} if echo else {"max_tokens": 1, "prompt_logprobs": k}
+        body = request.echo_body(teacher.model) if echo else request.body(teacher.model)
         data = json.dumps(body).encode()
-        for attempt in range(1, teacher.max_attempts + 1):
-            self.asked += 1
-            try:
-                reply = await self._endpoint.exchange("POST", _PATH, data, timeout_seconds=teacher.timeout_seconds)
-                return self._read(reply.content, len(prompt), echo)
-            except AttemptFailed as failed:
-                found = failed.attempt
-                if found.fatal or not found.error.retryable or attempt == teacher.max_attempts:
-                    raise found.error from None
-                wait = found.retry_after if found.retry_after is not None else backoff_seconds(attempt, self._rng)
-                await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
-
-    def _read(self, content: bytes, length: int, echo: bool) -> list[Tops | None]:
+        reply = await self._endpoint.exchange("POST", request.path, data, timeout_seconds=teacher.timeout_seconds)
         try:
-            choice = json.loads(content)["choices"][0]
-            positions = choice["logprobs"]["top_logprobs"] if echo else choice["prompt_logprobs"]
-            found = [None if entry is None else self._tops(entry) for entry in positions][:length]
+            whole = json.loads(reply.content)
+            choice, usage = whole["choices"][0], whole.get("usage") or {}
+            told = choice["logprobs"]["top_logprobs"] if echo else choice["prompt_logprobs"]
+            positions = [_position(entry) for entry in told][: len(request.tokens)]
+            why = f"{len(positions)} positions for {len(request.tokens)} tokens"
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            found, why = [], f"{type(error).__name__} {error}"
-        else:
-            why = f"{len(found)} positions for {length} tokens"
-        if len(found) != length:
-            raise TeacherError(
+            positions, usage, why = [], {}, f"{type(error).__name__} {error}"
+        if len(positions) != len(request.tokens):
+            odd = TeacherError(
                 f"{self._endpoint.shown_url} sent no log probabilities of the prompt ({why})",
                 remedy="vLLM and `distill serve` give them; with others use signal.kind: live",
             )
-        return found
+            raise AttemptFailed(Attempt(odd))
+        return Reply(
+            text="",
+            refusal=None,
+            finish_reason="stop",
+            prompt_tokens=int(usage.get("prompt_tokens") or len(request.tokens)),
+            completion_tokens=int(usage.get("completion_tokens") or 0),
+            cached_tokens=0,
+            logprobs=pack(positions),
+            news=parse_rate_news(reply.headers),
+        )
 
-    def _tops(self, entry: Mapping[str, Any]) -> Tops:
+
+def _position(entry: Mapping[str, Any] | None) -> Position:
+    """What is told of one token's place, the tokens as the server names them; nothing of the first one."""
+    if entry is None:
+        return Position(b"", 0.0, ())
+    if all(isinstance(value, Mapping) for value in entry.values()):  # vLLM: {"17": {"logprob": -0.1, "rank": 1, ...}}
+        told = [(f"{_ID_PREFIX}{int(name)}", value["logprob"]) for name, value in entry.items()]
+    else:
+        told = list(entry.items())
+    return Position(b"", 0.0, tuple((name.encode("utf-8", "replace"), float(value)) for name, value in told))
+
+
+class PromptScorer:
+    """The tokens' log probabilities by their ids. `ids_by_text` finds tokens that a server names by their bytes."""
+
+    def __init__(self, client: TeacherClient, ids_by_text: Mapping[bytes, int]) -> None:
+        self.client = client
+        self._ids = ids_by_text
+
+    async def score(self, prompt: list[int], k: int, *, method: str = "signals", row: str = "") -> list[Tops | None]:
+        """Of each token of the prompt, the k likeliest in its place (and itself); None for the first one.
+
+        What was answered once is in the ledger, and not asked again. Raises TeacherError.
+        """
+        answer = await self.client.ask(ScoreRequest(tuple(prompt), k, method, row))
+        assert answer.logprobs is not None
+        return [self._tops(position.top) if position.top else None for position in unpack(answer.logprobs)]
+
+    def _tops(self, told: tuple[tuple[bytes, float], ...]) -> Tops:
         found: dict[int, float] = {}
-        for name, value in entry.items():
-            if isinstance(value, Mapping):  # vLLM: {"17": {"logprob": -0.1, "rank": 1, ...}}
-                found[int(name)] = float(value["logprob"])
-                continue
-            token = name.removeprefix(_ID_PREFIX)
-            known = int(token) if token != name and token.isdigit() else self._ids.get(name.encode())
-            found.setdefault(known if known is not None else -1 - len(found), float(value))
+        prefix = _ID_PREFIX.encode()
+        for name, value in told:
+            token = name.removeprefix(prefix)
+            known = int(token) if token != name and token.isdigit() else self._ids.get(name)
+            found.setdefault(known if known is not None else -1 - len(found), value)
         return found

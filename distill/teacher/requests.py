@@ -18,7 +18,7 @@ from distill.runs import digest_of, file_digest
 from distill.teacher import azure
 
 PUBLIC_BASE_URL = "https://api.openai.com/v1"
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "scores"]
 _DECISIVE_SUFFIXES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
 
 
@@ -99,7 +99,46 @@ class CompletionRequest:
         return len(self.prompt.encode()) // 3 + self.sampling.max_tokens
 
 
-Request = ChatRequest | CompletionRequest
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """The log probabilities of a prompt's own tokens, and of the `logprobs` likeliest in the place of each."""
+
+    tokens: tuple[int, ...]
+    logprobs: int
+    method: str = ""
+    seed_row: str = ""
+    sample: int = 0
+    sampling: Sampling = Sampling(temperature=0.0, max_tokens=1)
+    stop: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return "/completions"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return "scores"
+
+    def question(self) -> object:
+        """What is asked, for the key."""
+        return list(self.tokens)
+
+    def body(self, model: str) -> dict[str, object]:
+        """The JSON of POST /completions, as vLLM knows it; it makes one token, for servers refuse to make none."""
+        asked = {"model": model, "prompt": list(self.tokens), "temperature": 0}
+        return asked | {"max_tokens": 1, "prompt_logprobs": self.logprobs}
+
+    def echo_body(self, model: str) -> dict[str, object]:
+        """The same of servers that do not know `prompt_logprobs`: the prompt as a part of the answer."""
+        asked = {"model": model, "prompt": list(self.tokens), "temperature": 0}
+        return asked | {"max_tokens": 0, "echo": True, "logprobs": self.logprobs}
+
+    def estimated_tokens(self) -> int:
+        """Prompt and the one token."""
+        return len(self.tokens) + 1
+
+
+Request = ChatRequest | CompletionRequest | ScoreRequest
 
 
 def _sampling_fields(sampling: Sampling, stop: tuple[str, ...]) -> dict[str, object]:

@@ -28,7 +28,7 @@ from distill.runs import write_atomically
 
 FormName = Literal["top_k", "sampled", "hidden"]
 ABOUT, DATA, INDEX = "about.json", "data.bin", "index.bin"
-_FORMAT = "distill.signals.v1"
+_FORMAT = "distill.signals.v2"
 _RECORD = np.dtype(
     [("row", "<i8"), ("offset", "<u8"), ("size", "<u4"), ("tokens", "<u4"), ("entries", "<u4"), ("crc", "<u4")]
 )
@@ -50,7 +50,8 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class About:
-    """What a folder holds. `draws`: of sampled. `width` and `dtype`: of hidden states. `temperature`: of the others."""
+    """What a folder holds. `draws`: of sampled. `width` and `dtype`: of hidden states. `temperature`: of the others.
+    `step_nats`: of top k, between two log probabilities."""
 
     form: FormName
     fingerprint: Fingerprint
@@ -58,6 +59,7 @@ class About:
     draws: int = 0
     width: int = 0
     dtype: str = ""
+    step_nats: float = 0.0
 
     def text(self) -> str:
         """As in `about.json`."""

@@ -218,6 +218,7 @@ def _leave(number: int, where: str, processes: Processes, console: Console) -> N
     """Say how to go on, and end as the signal asked."""
     if processes.is_first:
         console.print(Text(f"{where}, checkpoint written; to go on: {processes.command}"), soft_wrap=True)
+    processes.wait()  # a launcher ends the others when one has ended
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

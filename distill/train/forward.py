@@ -126,12 +126,14 @@ def attach_loss_head(
 def _whole(parameter: Tensor) -> Tensor:
     """A sharded parameter gathered; its gradient is the mean over processes, as FSDP makes that of all others.
 
-    A head that is sharded as a module of its own is never called, so no hook of FSDP's reduces its gradient.
+    A head that is sharded as a module of its own is never called, so no hook of FSDP's reduces its gradient, nor brings
+    a share from CPU memory.
     """
     if not isinstance(parameter, DTensor):
         return parameter
     mesh = parameter.device_mesh
-    whole = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    there: DTensor = parameter.to(mesh.device_type)  # type: ignore[assignment]
+    whole = there.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if whole.requires_grad:
         whole.register_hook(lambda gradient: gradient / mesh.size())
     return whole

@@ -1,12 +1,17 @@
-"""The live teacher: frozen, in this process; in its own precision, in 4 bits, or with its weights in CPU memory."""
+"""The live teacher: frozen, in this process; in its own precision, in 4 bits, in CPU memory, or in shares (FSDP2)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import CheckpointError
@@ -27,7 +32,13 @@ class LiveTeacher:
 
     def __init__(self, model: PreTrainedModel, head: Head | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.head = head or head_of(model)
+        whole = not isinstance(model.get_output_embeddings().weight, DTensor)
+        self._head = head_of(model) if head is None and whole else head
+
+    @property
+    def head(self) -> Head:
+        """What reads the hidden states. One in shares is gathered each time, by all processes at once, and not kept."""
+        return head_of(self.model) if self._head is None else self._head
 
     @classmethod
     def load(
@@ -38,16 +49,19 @@ class LiveTeacher:
         trust_remote_code: bool,
         precision: Precision = "auto",
         offload: bool = False,
+        shard: bool = False,
     ) -> LiveTeacher:
         """The teacher at `path` on `device`. "auto" is the dtype that suits both. Raises CheckpointError."""
         if precision == "nf4":
-            if offload:
-                raise CheckpointError("4-bit weights stay where they compute", remedy="set offload or nf4, not both")
+            assert not offload and not shard, "the recipe refuses this: 4-bit weights stay where they compute"
             return cls(_load_nf4(path, device, trust_remote_code))
         dtype: DtypeName = "auto" if device.type == "cpu" else "stored"
         if precision == "bf16":
             dtype = "bfloat16"
         model = load_model(path, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+        if shard:
+            shard_weights(model, device, offload=offload)
+            return cls(model)
         if not offload:
             torch.nn.Module.to(model, device)
             return cls(model)
@@ -66,6 +80,32 @@ class LiveTeacher:
         states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=bool(self.layers))
         told = tuple(states.hidden_states[layer] for layer in self.layers)
         return TeacherSignal(states.last_hidden_state, self.head, told)
+
+
+def shard_weights(model: PreTrainedModel, device: torch.device, *, offload: bool = False) -> None:
+    """Cut the weights over all processes, decoder layer by decoder layer: a layer is whole only while it computes.
+
+    `offload`: the shares are in CPU memory in between. Every process must then call the model equally often.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        raise CheckpointError(
+            "a teacher is sharded over several processes, and there is one",
+            remedy="start it by `python -m distill.launch --num_processes N ...`, or leave out signal.shard",
+        )
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
+    cut = functools.partial(fully_shard, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
+    source, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is source.weight
+    layers = set(model._no_split_modules or ())
+    for module in list(model.base_model.modules()):
+        if type(module).__name__ in layers:
+            cut(module)
+    cut(model.base_model)  # not the model: only its hidden states are asked for
+    if tied:
+        head.weight = source.weight  # sharding put another parameter into the embedding
+    else:
+        cut(head)
 
 
 def require_same_tokens(student: PreTrainedTokenizerBase, teacher_path: str, *, trust_remote_code: bool) -> None:

@@ -11,7 +11,7 @@ from distill.recipe.train import Lora
 
 
 def adapter_config(lora: Lora) -> LoraConfig:
-    """peft's configuration; "all-linear" leaves the LM head out, which the loss head reads as a plain matrix."""
+    """peft's configuration. The LM head has no adapter: "all-linear" leaves it out, and recipes refuse its name."""
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -19,7 +19,6 @@ def adapter_config(lora: Lora) -> LoraConfig:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=["lm_head"] if targets != "all-linear" else None,
         bias="none",
     )
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from distill.recipe.signals import HiddenSignal, SampledSignal, TopKSignal, WrittenSignal
-from distill.teacher.forms import Sparse, encode_sampled, encode_top_k, join
+from distill.teacher.forms import Sparse, encode_sampled, join
 from distill.teacher.stored import About, Record, Writer
+from distill.teacher.top_k_form import encode_top_k
 from distill.train.batches import Sequences, collator
 from distill.train.live import LiveTeacher
 
@@ -98,7 +99,10 @@ def _record_batch(
 def record_of(row: int, entries: Sparse, about: About) -> Record:
     """A row's entries as they are written."""
     rows = about.fingerprint.vocabulary
-    packed = encode_sampled(entries, rows, about.draws) if about.form == "sampled" else encode_top_k(entries, rows)
+    if about.form == "sampled":
+        packed = encode_sampled(entries, rows, about.draws)
+    else:
+        packed = encode_top_k(entries, rows, about.step_nats)
     return Record(row, len(entries.counts_T), len(entries.ids_E), packed)
 
 

@@ -17,9 +17,11 @@ from distill.recipe.schema import Recipe
 from distill.recipe.signals import HiddenSignal, LiveSignal, SampledSignal, StoredSignal, TopKSignal, WrittenSignal
 from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import Run, StageFolder, digest_of
+from distill.teacher.client import TeacherClient
 from distill.teacher.distributions import ids_by_bytes
 from distill.teacher.endpoint import Endpoint
-from distill.teacher.prompt_scores import PromptScorer
+from distill.teacher.ledger import Ledger
+from distill.teacher.prompt_scores import PromptScorer, ScoreSender
 from distill.teacher.requests import teacher_identity, weights_fingerprint
 from distill.teacher.stored import About, Reader, Writer, read_about
 from distill.train.batches import Sequences, read_sequences
@@ -105,7 +107,11 @@ def _write(
             if known < total:
                 notes.append(f"{total - known:,} of {total:,} tokens have no distribution in the sidecar")
         else:
-            asyncio.run(_serve(recipe, rows, tokenizer, writer, about, settings, base_url(), console, entry.name))
+            with Ledger(run.ledger_path) as ledger:
+                served = _serve(
+                    recipe, ledger, rows, tokenizer, writer, about, settings, base_url(), console, entry.name
+                )
+                asyncio.run(served)
     else:
         _from_weights(entry, settings, tokenizer, rows, init, place, console)
     reader = Reader(place.stored)
@@ -165,7 +171,8 @@ def _about(
         dtype = str(teacher.model.dtype).removeprefix("torch.")
         return About("hidden", holds, width=width, dtype=dtype)
     draws = settings.draws if isinstance(settings, SampledSignal) else 0
-    return About(settings.kind, holds, temperature=entry.temperature, draws=draws)
+    step_nats = settings.step_nats if isinstance(settings, TopKSignal) else 0.0
+    return About(settings.kind, holds, temperature=entry.temperature, draws=draws, step_nats=step_nats)
 
 
 def _vocabulary(init: Path, trust_remote_code: bool) -> int:
@@ -175,6 +182,7 @@ def _vocabulary(init: Path, trust_remote_code: bool) -> int:
 
 async def _serve(
     recipe: Recipe,
+    ledger: Ledger,
     rows: Sequences,
     tokenizer: PreTrainedTokenizerBase,
     writer: Writer,
@@ -184,14 +192,17 @@ async def _serve(
     console: Console,
     name: str,
 ) -> None:
-    endpoint = Endpoint(recipe.teacher, url)
+    """Ask for the rows that are not written. The run's ledger and budget hold, whatever else they were used for."""
     todo = rows_to_write(rows, writer)
-    try:
-        scorer = PromptScorer(endpoint, ids_by_bytes(tokenizer.get_vocab()))
+    sender = ScoreSender(Endpoint(recipe.teacher, url))
+    shared = bool(recipe.teachers)
+    async with TeacherClient(recipe.teacher, ledger, base_url=url, sender=sender, shared=shared) as client:
+        scorer = PromptScorer(client, ids_by_bytes(tokenizer.get_vocab()))
         progress = _Progress(console, name, len(todo))
-        await record_served(todo, scorer, writer, about, settings, progress=progress)
-    finally:
-        await endpoint.close()
+        await record_served(todo, scorer, writer, about, settings, name=name, progress=progress)
+        usage = client.usage
+        spent = f", ${usage.spent_usd:.4f}" if client.rates is not None else ""
+        console.print(f"{name}: {usage.answered:,} rows asked, {usage.from_ledger:,} from the ledger{spent}")
 
 
 class _Progress:

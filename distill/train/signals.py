@@ -20,8 +20,9 @@ from distill.objectives.sparse import SparseTargets
 from distill.recipe.signals import LiveSignal
 from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import digest_of
-from distill.teacher.forms import Sparse, decode_sampled, decode_top_k, join
+from distill.teacher.forms import Sparse, decode_sampled, join
 from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
+from distill.teacher.top_k_form import decode_top_k
 from distill.train.batches import NO_ROW, Sequences
 from distill.train.forward import TeacherSignal
 from distill.train.live import LiveTeacher, require_same_tokens
@@ -63,6 +64,7 @@ def open_signal(
             trust_remote_code=place.trust_remote_code,
             precision=entry.signal.precision,
             offload=entry.signal.offload,
+            shard=entry.signal.shard,
         )
     assert place.stored is not None, "signals are written before training"
     reader = Reader(place.stored)
@@ -117,8 +119,8 @@ def decode(record: Record, about: About) -> Sparse:
     """A row's entries."""
     rows = about.fingerprint.vocabulary
     if about.form == "sampled":
-        return decode_sampled(record.packed, record.tokens, record.entries, rows, about.draws)
-    return decode_top_k(record.packed, record.tokens, record.entries, rows)
+        return decode_sampled(record.packed, record.tokens, rows, about.draws)
+    return decode_top_k(record.packed, record.tokens, rows, about.step_nats)
 
 
 def targets_of(parts: list[Sparse], about: About) -> SparseTargets:

@@ -17,8 +17,8 @@ from distill.runs import Run, StageFolder, digest_of, path_digest
 from distill.track import Tracker
 from distill.train.checkpoints import CHECKPOINTS, LM_CHECKPOINT
 from distill.train.processes import Processes
+from distill.train.student_base import STUDENT_BASE, make_student_base
 
-STUDENT_BASE = "student-base"
 BaseUrl = Callable[[], str | None]
 
 
@@ -35,7 +35,7 @@ def run(
     names = [item.name for item in recipe.train]
     if entry is not None and entry not in names:
         raise DistillError(f"no train entry '{entry}'", remedy=f"one of {', '.join(names)}")
-    _student_base(recipe, recipe.student, run, processes, console)
+    make_student_base(recipe, recipe.student, run, processes, console)
     for item in recipe.train:
         if entry in (None, item.name):
             _train(recipe, recipe.student, run, item, processes, console, base_url)
@@ -53,48 +53,13 @@ def write_signals(
         from distill.train.signal_stage import place_of, require_kd
 
         names = require_kd(recipe, entry)
-        _student_base(recipe, recipe.student, run, Processes(0, 1), console)
+        make_student_base(recipe, recipe.student, run, Processes(0, 1), console)
         for item in recipe.train:
             if item.name in names and isinstance(item, KdEntry):
                 init = _init(recipe, run, item)
                 assert init is not None, "the recipe refuses chats on random weights"
                 inputs = _inputs(recipe, recipe.student, run, item)
                 place_of(recipe, run, item, init, console, base_url=base_url, inputs=inputs)
-
-
-def _student_base(recipe: Recipe, student: Student, run: Run, processes: Processes, console: Console) -> None:
-    """`train-student-base/model`: the student as training finds it, cut down from its model where asked.
-
-    A student from scratch has none: its first entry makes the random weights itself.
-    """
-    if student.model is None:
-        return
-    folder = run.stage("train", STUDENT_BASE)
-    inputs = {"student": digest_of(student.model_dump(mode="json")), "weights": path_digest(student.model)}
-    if student.chat_template is not None:
-        inputs["chat_template"] = path_digest(student.chat_template)
-    if processes.agree(folder.is_done(inputs)):
-        if processes.is_first:
-            console.print(f"{STUDENT_BASE}: done before")
-        return
-    if processes.is_first:
-        from distill.model.student import make_student
-        from distill.quiet import quiet
-
-        folder.begin(inputs)
-        with quiet():
-            made = make_student(
-                student.model,
-                layers=student.layers,
-                kv_heads=student.kv_heads,
-                out=folder.path / "model",
-                dtype=student.dtype,
-                chat_template=student.chat_template,
-                trust_remote_code=student.trust_remote_code,
-            )
-        folder.finish(recipe, inputs, metrics=made.as_metrics())
-        console.print(f"{STUDENT_BASE}: {made.summary()}")
-    processes.wait()
 
 
 def _train(

@@ -93,15 +93,21 @@ async def record_served(
     about: About,
     settings: TopKSignal,
     *,
+    name: str,
     progress: Progress,
 ) -> None:
-    """Ask for every row once; what was answered is committed before more is asked."""
+    """Ask for every row once: each answer is in the ledger before it counts, and here a few dozen rows at a time."""
     vocabulary = about.fingerprint.vocabulary
     for begin in range(0, len(rows), _ROWS_A_COMMIT):
         group = rows[begin : begin + _ROWS_A_COMMIT]
-        found = await asyncio.gather(*(scorer.score(row.input_ids, settings.k) for row in group))
+        asked = (scorer.score(row.input_ids, settings.k, method=name, row=f"{row.row_id:x}") for row in group)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        for outcome in found:  # when all have ended: what was answered meanwhile is in the ledger
+            if isinstance(outcome, BaseException):
+                raise outcome
         records = []
         for row, tops in zip(group, found, strict=True):
+            assert isinstance(tops, list)
             entries = sparse_of_tops(
                 [tops[place + 1] for place in row.scored],
                 k=settings.k,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 VOCAB = 128
 _BASE: dict[str, object] = {
@@ -112,6 +113,27 @@ def byte_tokenizer() -> hf.PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
     return tokenizer
+
+
+def sentence_piece_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """Llama 2's way: a space is a part of the word after it, and decoding takes the first one away."""
+    core = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(steps)
+    tokens = ["<pad>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=tokens, show_progress=False)
+    core.train_from_iterator(["the cat sat on the mat and the dog ran to the door"] * 4, trainer)
+    parts = json.loads(core.to_str())
+    parts["added_tokens"] = parts["added_tokens"][:3]  # bytes are text, and not special
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=256,
+    )
 
 
 def chat_model(tokenizer: hf.PreTrainedTokenizerFast, seed: int = 0, **overrides: object) -> hf.PreTrainedModel:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from distill.engine.detokenize import TextTail, decode
-from tests.engine.models import byte_tokenizer
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from distill.engine.detokenize import TextTail, context_of, decode, decode_after
+from tests.engine.models import byte_tokenizer, sentence_piece_tokenizer
 
 TEXT = (
     "the cat sat – on the mat; größe 漢字 🙂 and then the dog ran to the door and the cat sat on the mat again, twice"
@@ -52,3 +55,33 @@ def test_special_tokens_are_no_text() -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer("the cat").input_ids
     assert decode(tokenizer, [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]) == "the cat"
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, sentence_piece_tokenizer])
+def test_a_continuation_goes_on_where_its_prompt_ends(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    """At every place: prompt and continuation are the text of all tokens, whole or token by token, but where a
+    character is cut in two."""
+    tokenizer = make()
+    ids = tokenizer("the dog – ran to the door 字 and on", add_special_tokens=False).input_ids
+    whole, cuts, spaces = decode(tokenizer, ids), 0, 0
+    for place in range(1, len(ids)):
+        prompt, rest = ids[:place], ids[place:]
+        if "�" in decode(tokenizer, prompt) or "�" in decode(tokenizer, rest):
+            cuts += 1
+            continue
+        context = context_of(tokenizer, prompt)
+        assert decode(tokenizer, prompt) + decode_after(tokenizer, context, rest) == whole
+        tail, pieces = TextTail(tokenizer, (), context), []
+        for count in range(1, len(rest) + 1):
+            tail.push(rest[:count], final=count == len(rest))
+            pieces.append(tail.take(final=count == len(rest)))
+        assert "".join(pieces) == tail.text == decode_after(tokenizer, context, rest)
+        spaces += tail.text.startswith(" ")
+    assert cuts and spaces > 3
+
+
+def test_half_a_character_is_no_context() -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("a字b").input_ids
+    assert context_of(tokenizer, ids[:2]) == [] and decode(tokenizer, ids[:2]) == "a�"
+    assert decode_after(tokenizer, [], ids[2:]) == decode(tokenizer, ids[2:])

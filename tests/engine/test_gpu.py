@@ -25,10 +25,9 @@ def test_greedy_equals_generate(name: str) -> None:
     model.to("cuda")
     for config in (
         EngineConfig(max_batch=8, block_size=16),
-        EngineConfig(max_batch=8, block_size=4, prefill_tokens=20, overlap=False),
+        EngineConfig(max_batch=8, block_size=4, prefill_tokens=20, overlap=False, fused=False),
         EngineConfig(max_batch=8, block_size=4, prefill_tokens=20, cuda_graphs=False),
-        EngineConfig(max_batch=5, block_size=8, prefill_tokens=11, capture_at_start=True),
-        EngineConfig(max_batch=6, block_size=4, num_blocks=20),  # preempts
+        EngineConfig(max_batch=6, block_size=4, num_blocks=20, capture_at_start=True),  # preempts
     ):
         engine = Engine(model, None, config)
         assert engine.config.attention == "triton"
@@ -44,7 +43,7 @@ def test_weights_change_in_place_and_elsewhere() -> None:
     """Values that change in place reach the captured steps; weights that move make them be captured anew."""
     model, other = tiny_model("qwen2").to("cuda"), tiny_model("qwen2", seed=1)
     prompts = _tree(4, seed=3)
-    engine = Engine(model, None, EngineConfig(max_batch=4, block_size=4))
+    engine = Engine(model, None, EngineConfig(max_batch=4, block_size=4, capture_at_start=True))
     params = SamplingParams(max_tokens=MAX_TOKENS)
     before = [completion.token_ids for completion in engine.generate(prompts, params)]
     assert engine.graphs is not None

@@ -56,7 +56,7 @@ def test_greedy_equals_generate(name: str) -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_preemption_keeps_the_text(name: str, overlap: bool) -> None:
     model = tiny_model(name)
     prompts = _prompts(6, seed=1)

@@ -200,3 +200,18 @@ def test_a_row_writer_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
         for _ in range(5000):
             writer.add(row)
     assert pq.read_metadata(path).num_rows == 5000 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_group_of_rows_is_large_but_not_in_bytes(tmp_path: Path) -> None:
+    """Few groups, since every one stays in memory with the footer; and no more of long rows than a group may hold."""
+    path = tmp_path / "data.parquet"
+    for characters, rows, most_rows in ((8, 17_000, 1 << 14), (4096, 3000, 1 << 11)):
+        with RowWriter(path, INSTRUCTION) as writer:
+            for number in range(rows):
+                content = f"{number:08}" + "x" * (characters - 8)
+                writer.add({"messages": [{"role": "user", "content": content}], "verdict": "right"})
+        file = pq.ParquetFile(path)
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        assert max(sizes) == sizes[0] == most_rows and sum(sizes) == rows
+        asked = [turns[0]["content"][:8] for turns in file.read(["messages"])["messages"].to_pylist()]
+        assert asked == [f"{number:08}" for number in range(rows)]

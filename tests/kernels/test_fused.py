@@ -21,7 +21,7 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it 
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
 from distill.kernels.fused import rms_norm, rotate_and_store, silu_mul  # noqa: E402
-from distill.kernels.gemv import MOST_ROWS, gated_gemv, gemv  # noqa: E402
+from distill.kernels.gemv import gated_gemv, gemv  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -87,7 +87,7 @@ def test_rotate_and_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
+@pytest.mark.parametrize("rows", range(1, 5))
 @pytest.mark.parametrize("width,outputs", [(96, 37), (1100, 6)])
 def test_gemv(dtype: torch.dtype, rows: int, width: int, outputs: int) -> None:
     """With norm, bias and residual, and gated, against the modules' own sequence in float64."""

@@ -6,22 +6,25 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from distill.engine.kv_cache import quantize_rows
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.kernels.reference import paged_reference
-from tests.engine.models import tiny_model
+from tests.engine.models import ARCHITECTURES, tiny_model
 from tests.engine.test_prefix import _tree
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it when it is first imported
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
-from distill.kernels.paged_attention import paged_decode, varlen_prefill  # noqa: E402
+from distill.kernels import paged_attention  # noqa: E402
+from distill.kernels.paged_attention import paged_decode, plan_splits, varlen_prefill  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 
@@ -58,6 +61,30 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
     assert torch.allclose(out.double(), expected, atol=2e-5)
 
 
+def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are programs enough, a short sequence has one and a long one several; counts are zero again after a
+    call, and a table may be flat, with a width that only the device knows."""
+    monkeypatch.setattr(paged_attention, "_PROGRAMS", 1)
+    monkeypatch.setattr(paged_attention, "_LONG", 128)
+    assert plan_splits(24, 5000, 64) == (4, 2) and plan_splits(1, 100, 64) == (2, 2)
+    torch.manual_seed(0)
+    totals = [100, 1, 129, 700]
+    keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
+    query = torch.randn(len(totals), 4, 32, device=DEVICE)
+    lengths = torch.tensor(totals, dtype=torch.int64, device=DEVICE)
+    starts, ones = torch.arange(len(totals)), torch.ones(len(totals), dtype=torch.int64)
+    limits = {"scale": 0.3, "window": None, "softcap": None}
+    expected = paged_reference(query, keys, values, tables, starts, ones, lengths - 1, **limits)
+    arrived = torch.zeros(8, dtype=torch.int32, device=DEVICE)
+    flat = torch.cat([tables.flatten(), torch.full((400,), -1, dtype=torch.int32, device=DEVICE)])
+    width = torch.tensor([tables.shape[1]], device=DEVICE)
+    for _ in range(2):
+        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived)
+        assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
+        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width)
+        assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
+
+
 @pytest.mark.parametrize("window", [None, 70, 5])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 1), (6, 2)])
@@ -74,9 +101,61 @@ def test_prefill(window: int | None, softcap: float | None, heads: int, kv_heads
     assert torch.allclose(out.double(), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2"])
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("window,softcap", [(None, None), (70, 3.0)])
+def test_caches_of_codes(codes: torch.dtype, window: int | None, softcap: float | None) -> None:
+    """Decode and prefill over codes and scales: attention over the numbers that they stand for."""
+    torch.manual_seed(0)
+    chunk, contexts = torch.tensor([1, 7, 40], device=DEVICE), torch.tensor([8, 3, 500], device=DEVICE)
+    totals = chunk + contexts
+    exact = _cache(totals.tolist(), 2, 8, (24, 20), torch.float32)
+    tables, stored, scales, numbers = exact[2], [], [], []
+    for tensor in exact[:2]:
+        rows, factors = quantize_rows(tensor.flatten(0, 2), codes)
+        stored.append(rows.view(tensor.shape))
+        scales.append(factors.view(tensor.shape[:3]))
+        numbers.append((rows.float() * factors[:, None].float()).view(tensor.shape))
+    options = {"scale": 0.3, "window": window, "softcap": softcap}
+    query = torch.randn(3, 4, 24, device=DEVICE)
+    out = paged_decode(query, *stored, tables, totals, scales=(scales[0], scales[1]), **options)
+    starts, ones = torch.arange(3), torch.ones(3, dtype=torch.int64)
+    expected = paged_reference(query, *numbers, tables, starts, ones, totals - 1, **options)
+    assert torch.allclose(out.double(), expected, atol=2e-5)
+    begins = chunk.cumsum(0) - chunk
+    query = torch.randn(int(chunk.sum()), 4, 24, device=DEVICE)
+    out = varlen_prefill(query, *stored, tables, begins, chunk, contexts, 40, scales=(scales[0], scales[1]), **options)
+    expected = paged_reference(query, *numbers, tables, begins, chunk, contexts, **options)
+    assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_the_engine_over_codes(kind: Literal["int8", "fp8"]) -> None:
+    """The kernels' log probabilities are those of plain torch over the same codes, fused or not."""
+    model = tiny_model("llama-gqa").to(DEVICE)
+    prompts = _tree(5, seed=6)
+    found = [
+        Engine(model, None, EngineConfig(attention=attention, block_size=4, kv_dtype=kind, fused=fused)).score(prompts)
+        for attention, fused in (("torch", False), ("triton", False), ("triton", True))
+    ]
+    for row, *others in zip(*found, strict=True):
+        for other in others:
+            assert other == pytest.approx(row, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral", "gemma2", "qwen3-mixed"])
 def test_the_engine_by_kernels(name: str) -> None:
-    """Chunks, reuse, windows and preemption: greedy text is that of generate()."""
+    """Chunks, reuse, windows, several groups of layers and preemption: greedy text is that of generate()."""
+    _check_text(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_on_a_gpu(name: str) -> None:
+    _check_text(name)
+
+
+def _check_text(name: str) -> None:
     model = tiny_model(name).to(DEVICE)
     prompts = _tree(5, seed=6)
     expected = [_generate(model, prompt) for prompt in prompts]

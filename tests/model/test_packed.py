@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from distill.kernels.w4a16 import PackedLinear
+from distill.model.calibration import pad_batches
 from distill.model.load import load_model
 from distill.model.packed import count_parameters
-from distill.quantize.calibrate import pad_batches
 from distill.quantize.export import save_packed
 from distill.quantize.sequential import Nearest, WeightSettings, quantize_model
 
@@ -34,17 +34,17 @@ def _llama(intermediate: int = 128) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def _quantized(folder: Path, *, symmetric: bool = True, intermediate: int = 128) -> PreTrainedModel:
+def _quantized(folder: Path, *, bits: int = 4, symmetric: bool = True, intermediate: int = 128) -> PreTrainedModel:
     """Writes the folder; the dense model of the same rounded weights."""
     model = _llama(intermediate)
-    settings = WeightSettings(Nearest(), 4, 32, symmetric)
+    settings = WeightSettings(Nearest(), bits, 32, symmetric)
     save_packed(model, quantize_model(model, pad_batches(IDS.tolist(), max_length=12), settings).linears, folder)
     return load_model(folder, dtype="float32", device="cpu")
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_the_same_numbers_as_dense_to_16_bits(symmetric: bool, tmp_path: Path) -> None:
-    dense = _quantized(tmp_path, symmetric=symmetric)
+@pytest.mark.parametrize("bits,symmetric", [(4, True), (4, False), (3, True)])
+def test_the_same_numbers_as_dense_to_16_bits(bits: int, symmetric: bool, tmp_path: Path) -> None:
+    dense = _quantized(tmp_path, bits=bits, symmetric=symmetric)
     packed = load_model(tmp_path, dtype="float32", device="cpu", packed=True)
     layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
     assert len(layers) == 14 and not any(isinstance(m, PackedLinear) for m in dense.modules())
@@ -86,3 +86,16 @@ def test_a_gptq_folder_is_read(tmp_path: Path) -> None:
     packed = load_model(tmp_path, dtype="float32", device="cpu", packed=True)
     with torch.no_grad():
         assert (packed(IDS).logits - dense(IDS).logits).norm() < 3e-2 * dense(IDS).logits.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("bits,symmetric", [(4, True), (4, False), (8, True), (3, False)])
+def test_packed_on_a_gpu(bits: int, symmetric: bool, tmp_path: Path) -> None:
+    """Inputs that fill no tile are no obstacle there, nor are 8 bits."""
+    dense = _quantized(tmp_path, bits=bits, symmetric=symmetric, intermediate=96)
+    packed = load_model(tmp_path, dtype="bfloat16", device="cuda", packed=True)
+    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 14
+    with torch.no_grad():
+        got, expected = packed(IDS.cuda()).logits.float().cpu(), dense(IDS).logits
+    assert (got - expected).norm() < 3e-2 * expected.norm()

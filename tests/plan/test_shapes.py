@@ -9,6 +9,8 @@ import pytest
 
 from distill.errors import CheckpointError
 from distill.plan.shapes import KNOWN, pruned, read_size
+from distill.recipe.prune import Prune
+from distill.recipe.teacher import Student
 
 
 @pytest.mark.parametrize(
@@ -72,8 +74,13 @@ def test_shape_equals_the_model_that_transformers_builds(tmp_path: Path) -> None
 
 
 def test_pruned_keeps_the_rest() -> None:
-    shape = pruned(KNOWN["meta-llama/Llama-2-7b-hf"], layers=16, kv_heads=8)
+    llama, mistral = KNOWN["meta-llama/Llama-2-7b-hf"], KNOWN["mistralai/Mistral-7B-v0.1"]
+    shape = pruned(llama, Student(model="m", layers=16, kv_heads=8))
     assert (shape.layers, shape.kv_heads, shape.heads, shape.hidden) == (16, 8, 32, 4096)
+    narrow = Student(model="m", heads=24, intermediate_size=9216, hidden_size=3072, prune=Prune())
+    shape = pruned(llama, narrow)
+    assert (shape.heads, shape.kv_heads, shape.head_size, shape.ffn, shape.hidden) == (24, 24, 128, 9216, 3072)
+    assert pruned(mistral, narrow).kv_heads == 8
 
 
 def test_unknown_hub_id_is_unknown_and_broken_folders_say_why(tmp_path: Path) -> None:

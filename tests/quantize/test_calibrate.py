@@ -16,24 +16,9 @@ from distill.quantize.calibrate import (
     input_groups,
     input_statistics,
     linears_of,
-    pad_batches,
 )
 
 from .tiny import configs, tiny_model, token_batches
-
-
-def test_batches_hold_every_row_once_cut_and_masked() -> None:
-    rows = [[5] * 3, [6] * 50, [7] * 4, [], [8]]
-    batches = pad_batches(rows, max_length=10, tokens=20)
-    tokens = sorted(int(t) for batch in batches for t in batch.input_ids[batch.mask])
-    assert tokens == sorted([5] * 3 + [6] * 10 + [7] * 4 + [8])
-    assert all(batch.input_ids.numel() <= 20 for batch in batches)
-    assert all((batch.input_ids[~batch.mask] == 0).all() for batch in batches)
-
-
-def test_no_rows_is_refused() -> None:
-    with pytest.raises(DistillError, match="no calibration rows"):
-        pad_batches([[]], max_length=8)
 
 
 @pytest.mark.parametrize("architecture", sorted(configs()))

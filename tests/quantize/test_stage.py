@@ -12,12 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from distill.errors import CheckpointError, DataError, DistillError
+from distill.errors import DistillError
 from distill.model.load import load_model, load_tokenizer
-from distill.quantize import checkpoint, stage
-from distill.recipe.quantize import Calibration
+from distill.quantize import stage
 from distill.recipe.schema import Recipe
-from distill.records import INSTRUCTION, PREFERENCE, write_parquet
+from distill.records import INSTRUCTION, write_parquet
 from distill.runs import Run
 
 from .tiny import VOCABULARY, probe_ids, tiny_model, tiny_tokenizer
@@ -125,33 +124,3 @@ def test_refuses_before_training_is_done(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, ALL[0])
     with pytest.raises(DistillError, match="train-sft is not finished"):
         stage.run(recipe, Run(recipe), console=quiet())
-
-
-def test_calibration_rows_are_spread_over_the_dataset(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    rows = [{"messages": [{"role": "user", "content": f"w{3 + index}"}]} for index in range(40)]
-    write_parquet(tmp_path / "data.parquet", rows, INSTRUCTION)
-    batches = checkpoint.calibration_batches(tokenizer, tmp_path, tmp_path / "data.parquet", Calibration(rows=4))
-    words = sorted(int(row[1]) for batch in batches for row in batch.input_ids)
-    assert words == [3, 13, 23, 33]
-
-
-def test_preference_rows_calibrate_on_what_was_chosen(tmp_path: Path) -> None:
-    words = {"prompt": "w5", "chosen": "w6", "rejected": "w7"}
-    row = {key: [{"role": "user", "content": word}] for key, word in words.items()}
-    write_parquet(tmp_path / "data.parquet", [row], PREFERENCE)
-    (batch,) = checkpoint.calibration_batches(tiny_tokenizer(), tmp_path, tmp_path / "data.parquet", Calibration())
-    assert batch.input_ids.tolist() == [[1, 5, 2, 1, 6, 2]]
-
-
-def test_bad_calibration_is_refused(tmp_path: Path) -> None:
-    data = tmp_path / "data.parquet"
-    with pytest.raises(DataError, match="no dataset"):
-        checkpoint.calibration_batches(tiny_tokenizer(), tmp_path, data, Calibration())
-    write_parquet(data, [], INSTRUCTION)
-    with pytest.raises(DataError, match="no rows"):
-        checkpoint.calibration_batches(tiny_tokenizer(), tmp_path, data, Calibration())
-    silent = tiny_tokenizer()
-    silent.chat_template = None
-    with pytest.raises(CheckpointError, match="chat template"):
-        checkpoint.calibration_batches(silent, tmp_path, data, Calibration())

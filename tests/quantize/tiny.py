@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from distill.quantize.calibrate import Batch, pad_batches
+from distill.model.calibration import Batch, pad_batches
 
 VOCABULARY = 96
 _SIZES = {

@@ -69,6 +69,40 @@ def test_kd_without_teacher_weights_is_refused(tmp_path: Path) -> None:
     assert "teacher.weights" in problems(tmp_path, text)[0]
 
 
+def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
+    """The loss reads the head as a plain matrix, so its adapter would be saved as it was made."""
+    text = GOOD.replace("learning_rate: 1e-5", "lora: {target_modules: [q_proj, lm_head]}")
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("r.yaml:11:37: train.0.lora.target_modules.1: the loss head reads lm_head as a plain")
+    load_recipe(write(tmp_path, text.replace(", lm_head", "")))
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        ("{model: m, heads: 4}", "student.heads: what goes is measured: add student.prune"),
+        ("{model: m, heads: 4, kv_heads: 3, prune: {}}", "student.heads: must be a multiple of kv_heads 3"),
+        ("{model: m, prune: {}}", "student.prune: nothing is to be measured"),
+        ("{model: m, kv_heads: 2, prune: {kv_pooling: mean}}", "student.prune: nothing is to be measured"),
+        (
+            "{model: m, layers: 2, prune: {calibration: {data: row}}}",
+            "student.prune.calibration.data: no generate job 'row'; did you mean 'rows'?",
+        ),
+        ("{}", "student: needs either 'model' or 'scratch'"),
+    ],
+)
+def test_a_student_that_cannot_be_made_is_refused(tmp_path: Path, student: str, expected: str) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("{model: some/model}", student))
+    assert expected in problem
+
+
+def test_a_student_is_measured_on_the_first_rows_of_the_training(tmp_path: Path) -> None:
+    text = GOOD.replace("{model: some/model}", "{model: m, layers: 2, prune: {}}")
+    assert load_recipe(write(tmp_path, text)).calibration_of_student() == "rows"
+    untrained = text[: text.index("train:")]
+    assert "student.prune.calibration.data: no rows to measure the model on" in problems(tmp_path, untrained)[0]
+
+
 def test_names_are_unique_across_what_becomes_a_variant(tmp_path: Path) -> None:
     assert "already the name of" in problems(tmp_path, GOOD.replace("{name: q,", "{name: kd,"))[0]
 

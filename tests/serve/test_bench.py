@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,15 @@ from distill.errors import DistillError
 from distill.serve.bench import run as benchmark
 from distill.serve.bench import show
 from distill.serve.bench.load import Sample, Server, Workload, run_load
-from distill.serve.bench.machine import Machine, measure_machine
-from distill.serve.bench.summary import Percentiles, kv_tokens_read, percentiles, summarize, utilisation
+from distill.serve.bench.machine import Machine, best_of, measure_machine
+from distill.serve.bench.summary import (
+    Percentiles,
+    against,
+    kv_tokens_read,
+    percentiles,
+    summarize,
+    utilisation,
+)
 from distill.serve.fields import Limits
 from distill.serve.footprint import footprint
 from tests.engine.models import byte_tokenizer, chat_model, tiny_model
@@ -69,6 +77,16 @@ def test_utilisation_by_hand() -> None:
     assert busy == 2 / 8
     assert bandwidth == pytest.approx((4 * 1000 + 30 * 10) / 2 / 10_000)
     assert flop == pytest.approx(2 * (26 * 50 + 8 * 7) / 2 / 4000)
+
+
+def test_the_higher_ceiling_counts() -> None:
+    before, after = Machine("cpu", "float32", 1, 10.0, 400.0), Machine("cpu", "float32", 1, 40.0, 100.0)
+    assert best_of(before, after) == Machine("cpu", "float32", 1, 40.0, 400.0) and best_of(before, None) == before
+    row = summarize(None, [Sample(0.0, 200, [1.0, 2.0], 2.0, 3, 2)])
+    assert against(after, before, row) == row
+    row = replace(row, busy_share=0.5, bandwidth_fraction=2.0, flop_fraction=0.1)
+    found = against(best_of(before, after), before, row)
+    assert found == replace(row, bandwidth_fraction=0.5, flop_fraction=0.1)
 
 
 def test_arrivals_and_prompts() -> None:
@@ -207,3 +225,25 @@ def test_nobody_there() -> None:
         benchmark.served("http://127.0.0.1:9", model_name=None, api_key=None),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (("x", "--plot", "b.xyz"), "--plot"),  # all of these before anything is started or measured
+        (("http://127.0.0.1:9", "--dtype", "float32"), "--dtype"),
+        (("http://127.0.0.1:9", "--max-batch", "4"), "--max-batch"),
+        (("x", "--api-key-env", "HOME"), "--api-key-env"),
+    ],
+)
+def test_what_would_be_lost_or_passed_over_is_refused_before(arguments: tuple[str, ...], named: str) -> None:
+    with pytest.raises(DistillError) as caught:
+        CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
+    assert named in f"{caught.value} {caught.value.remedy}"
+
+
+def test_requests_that_the_context_would_cut_are_refused(running: Running) -> None:
+    longest = running.engine.max_model_len
+    work = Workload(num_requests=1, prompt_tokens=longest - 10, max_tokens=11)
+    with pytest.raises(DistillError, match=f"context of {longest}"):
+        benchmark.bench("x", Server(running.url, MODEL), work, tell=print)

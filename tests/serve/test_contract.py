@@ -13,7 +13,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from distill.engine.runner import Engine, EngineConfig
-from tests.engine.models import byte_tokenizer, chat_model
+from tests.engine.models import byte_tokenizer, chat_model, sentence_piece_tokenizer
 from tests.serve.conftest import MODEL, Running, start
 
 TEMPLATE = (
@@ -147,6 +147,27 @@ def test_echo_without_logprobs(client: openai.OpenAI, running: Running) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=MODEL, prompt="a", max_tokens=0)
     assert caught.value.param == "max_tokens"
+
+
+def test_a_space_between_prompt_and_answer_is_kept() -> None:
+    """By a tokenizer that takes the first space of a text away: whole, streamed, cut by a stop string, and in the
+    tokens' own texts."""
+    tokenizer = sentence_piece_tokenizer()
+    engine = Engine(chat_model(tokenizer), tokenizer, EngineConfig(max_batch=8, block_size=8))
+    server, url = start(engine)
+    client = openai.OpenAI(base_url=url, api_key="unused", max_retries=0)
+    dog = tokenizer("the dog", add_special_tokens=False).input_ids[-1]
+    fields = {"model": MODEL, "prompt": "the cat", "max_tokens": 3, "temperature": 0, "logit_bias": {str(dog): 100}}
+    try:
+        assert tokenizer.decode([dog]) == "dog"
+        plain = client.completions.create(**fields, logprobs=1).choices[0]
+        assert plain.text == " dog dog dog" and plain.logprobs is not None
+        assert plain.logprobs.tokens == [" dog"] * 3 and plain.logprobs.text_offset == [0, 4, 8]
+        assert client.completions.create(**fields, echo=True).choices[0].text == "the cat dog dog dog"
+        assert client.completions.create(**fields, stop=[" dog dog"]).choices[0].text == ""
+        assert "".join(p.choices[0].text for p in client.completions.create(**fields, stream=True)) == " dog dog dog"
+    finally:
+        server.should_exit = True
 
 
 def test_token_ids_are_taken_as_they_are(tool_server: Running) -> None:

@@ -73,6 +73,8 @@ def test_a_recipe_may_name_a_variant_as_draft(tmp_path: Path) -> None:
     assert resolve(smoke, overrides=changes, variant="teacher", model_name=None, flags=flags).settings.draft == (
         "some/folder"
     )
+    with pytest.raises(DistillError, match="--draft-tokens without a draft"):
+        resolve("m", overrides=(), variant=None, model_name=None, flags={"draft_tokens": 6})
     with pytest.raises(DistillError, match="student-base is not made yet"):
         resolve(smoke, overrides=changes, variant="teacher", model_name=None, flags={"draft": "student-base"})
     with pytest.raises(DistillError, match=r"serve\.draft cannot go to vLLM"):

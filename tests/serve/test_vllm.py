@@ -75,7 +75,11 @@ def test_what_was_not_set_is_vllms_default() -> None:
 
 
 def test_what_vllm_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
-    for settings, name in ((Serve(max_queue=8), "serve.max_queue"), (Serve(port=0), "--port")):
+    for settings, name in (
+        (Serve(max_queue=8), "serve.max_queue"),
+        (Serve(kv_dtype="int8"), "serve.kv_dtype"),
+        (Serve(port=0), "--port"),
+    ):
         with pytest.raises(DistillError) as caught:
             command("m", model_name="m", settings=settings)
         assert name in f"{caught.value} {caught.value.remedy}"

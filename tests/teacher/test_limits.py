@@ -195,6 +195,14 @@ def test_a_provider_with_a_small_burst() -> None:
     assert refusals <= 75
 
 
+def test_a_small_burst_and_a_long_wait() -> None:
+    """A weakness, bounded: 50 a second, 5 at once, but "wait 1 s" where 0.1 s would do. The bucket overflows while all
+    wait, so what was accepted between two refusals is less than the rate; 1,000 rows take six times 20 s, no more."""
+    end, refusals = provider(Limits(100), 1000, per_second=50, burst=5, retry_after=1.0)
+    assert end <= 130
+    assert refusals <= 125
+
+
 def test_told_to_wait_by_headers() -> None:
     """Five may still go by the reply to request 10; six went since: all wait until the reset."""
     limits = Limits(32)

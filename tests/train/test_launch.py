@@ -31,10 +31,12 @@ ENTRIES: tuple[dict[str, Any], ...] = (
 )
 
 
-def launch(recipe: Recipe, folder: Path, processes: int, *overrides: str) -> subprocess.Popen[str]:
+def launch(
+    recipe: Recipe, folder: Path, processes: int, *overrides: str, launcher: str = "accelerate.commands.launch"
+) -> subprocess.Popen[str]:
     path = folder / f"{recipe.name}.yaml"
     path.write_text(json.dumps(recipe.model_dump(mode="json")))
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", launcher]
     command += ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", str(processes)]
     # A port of its own lets tests run beside each other.
     command += ["--main_process_port", "0", "-m", "distill", "train", str(path), *overrides]
@@ -85,24 +87,34 @@ def test_one_process_speaks_and_nobody_warns(finished: dict[int, tuple[Recipe, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_saves_and_the_printed_command_goes_on(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "number", "code"),
+    [
+        ("distill.launch", signal.SIGTERM, 143),
+        ("distill.launch", signal.SIGINT, 130),
+        ("accelerate.commands.launch", signal.SIGTERM, 1),
+        ("accelerate.commands.launch", signal.SIGINT, 1),
+    ],
+)
+def test_a_signal_to_the_launcher_saves_and_the_printed_command_goes_on(
+    tmp_path: Path, launcher: str, number: int, code: int
+) -> None:
     tiny.save_model(tmp_path / "teacher")
     tiny.save_data(tmp_path)
     recipe = tiny.recipe(tmp_path, {"objective": "sft", "max_steps": 300, "save_steps": 1000})
     folder = Run(recipe).stage("train", "sft").path
-    process = launch(recipe, tmp_path, 2)
+    process = launch(recipe, tmp_path, 2, launcher=launcher)
     while process.poll() is None and not (folder / "metrics.jsonl").exists():
         time.sleep(0.01)
     while process.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < 3:
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 1 and "checkpoint written; to go on: " in out, err
+    assert process.returncode == code and out.count("checkpoint written; to go on: ") == 1, err
     step = newest_whole(folder / "checkpoints").step
     assert f"sft: stopped at step {step} of 300" in out and 3 <= step < 300
     command = shlex.split(out.split("to go on: ")[1].splitlines()[0])
-    assert "accelerate.commands.launch" in command and "2" in command
+    assert launcher in command and "2" in command
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     again = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=240)
     assert again.returncode == 0 and f"sft: going on from step {step}\n" in again.stdout, again.stderr

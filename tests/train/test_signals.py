@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from distill.engine.runner import Engine, EngineConfig
-from distill.errors import DataError
+from distill.errors import DataError, TeacherError
 from distill.model.load import load_model, load_tokenizer
 from distill.objectives.divergences import Objective
 from distill.objectives.head import head_loss
@@ -25,10 +25,12 @@ from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher
 from distill.records import read_parquet
 from distill.runs import Run
+from distill.teacher.client import TeacherClient
 from distill.teacher.distributions import SIDECAR, Distributions, write_sidecar
 from distill.teacher.endpoint import Endpoint
+from distill.teacher.ledger import Ledger
 from distill.teacher.logprobs import Position, pack
-from distill.teacher.prompt_scores import PromptScorer
+from distill.teacher.prompt_scores import PromptScorer, ScoreSender
 from distill.teacher.stored import INDEX, Reader
 from distill.teacher.transport import HttpReply
 from distill.track import read_metrics
@@ -203,7 +205,8 @@ def test_padded_vocabularies_are_exact(form: str, extra: int) -> None:
 
 
 def test_offloaded_and_4_bit_teachers_give_signals(world: Path) -> None:
-    path, cpu = str(world / "teacher"), torch.device("cpu")
+    path, cpu = str(world / "wide"), torch.device("cpu")
+    tiny.save_model(world / "wide", width=64)  # bitsandbytes takes whole blocks of 64 on CPUs with avx512_bf16
     batch = {"input_ids": torch.arange(10, 34).view(2, 12)}
     plain, offloaded, small = (
         LiveTeacher.load(path, device=cpu, trust_remote_code=False, precision=precision, offload=offload)(batch)  # type: ignore[arg-type]
@@ -284,27 +287,71 @@ def test_a_server_is_asked_once_for_its_prompt_log_probabilities(world: Path) ->
     assert "written before" in train(again, "http://127.0.0.1:9/v1"), "nobody is asked again"
 
 
-def test_vllms_dialect_is_read_by_ids() -> None:
+class ScoringServer:
+    """A transport that speaks vLLM's dialect: the same three tokens for each but the first; counts what it is asked."""
+
+    def __init__(self, dies_after: int = 1_000_000) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.dies_after = dies_after
+
+    async def request(self, method: str, path: str, body: bytes | None, content_type: str) -> HttpReply:
+        if len(self.asked) == self.dies_after:
+            raise KeyboardInterrupt
+        self.asked.append(json.loads(body or b""))
+        one = {
+            "5": {"logprob": -0.5, "rank": 1},
+            "9": {"logprob": -1.5, "rank": 2},
+            "7": {"logprob": -8, "rank": 40},
+        }
+        length = len(self.asked[-1]["prompt"])
+        choice = {"text": "", "prompt_logprobs": [None] + [one] * (length - 1)}
+        usage = {"prompt_tokens": length, "completion_tokens": 1}
+        return HttpReply(200, {}, json.dumps({"choices": [choice], "usage": usage}).encode())
+
+    async def close(self) -> None: ...
+
+
+def scored_by(server: ScoringServer, ledger: Path, prompts: list[list[int]], **teacher: Any) -> list[Any]:
+    """Scores of prompts, in a session of its own."""
+
+    async def ask() -> list[Any]:
+        section = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1", **teacher)
+        endpoint = Endpoint(section)
+        endpoint.transport = server
+        with Ledger(ledger) as kept:
+            async with TeacherClient(section, kept, sender=ScoreSender(endpoint)) as client:
+                return [await PromptScorer(client, {}).score(prompt, 2) for prompt in prompts]
+
+    return asyncio.run(ask())
+
+
+def test_vllms_dialect_is_read_by_ids(tmp_path: Path) -> None:
     """`prompt_logprobs` of vLLM: a mapping by token id for each token but the first, with its own as one more."""
-    asked: list[dict[str, Any]] = []
+    server = ScoringServer()
+    assert scored_by(server, tmp_path / "ledger", [[3, 7]]) == [[None, {5: -0.5, 9: -1.5, 7: -8.0}]]
+    assert server.asked == [{"model": "m", "prompt": [3, 7], "temperature": 0, "max_tokens": 1, "prompt_logprobs": 2}]
 
-    class Server:
-        async def request(self, method: str, path: str, body: bytes | None, content_type: str) -> HttpReply:
-            asked.append(json.loads(body or b""))
-            one = {
-                "5": {"logprob": -0.5, "rank": 1},
-                "9": {"logprob": -1.5, "rank": 2},
-                "7": {"logprob": -8, "rank": 40},
-            }
-            return HttpReply(200, {}, json.dumps({"choices": [{"text": "", "prompt_logprobs": [None, one]}]}).encode())
 
-        async def close(self) -> None: ...
-
-    endpoint = Endpoint(OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1"))
-    endpoint.transport = Server()
-    found = asyncio.run(PromptScorer(endpoint, {}).score([3, 7], 2))
-    assert found == [None, {5: -0.5, 9: -1.5, 7: -8.0}]
-    assert asked == [{"model": "m", "prompt": [3, 7], "temperature": 0, "max_tokens": 1, "prompt_logprobs": 2}]
+def test_a_row_is_paid_once_and_the_budget_holds(tmp_path: Path) -> None:
+    """A kill costs what was in flight; earlier answers come from the ledger; the budget counts all sessions."""
+    prompts, ledger = [[3, 7, number] for number in range(10, 16)], tmp_path / "ledger"
+    killed, going_on = ScoringServer(dies_after=2), ScoringServer()
+    with pytest.raises(KeyboardInterrupt):
+        scored_by(killed, ledger, prompts)
+    found = scored_by(going_on, ledger, prompts)
+    assert [body["prompt"] for body in killed.asked + going_on.asked] == prompts and len(found) == 6
+    nobody = ScoringServer(dies_after=0)
+    assert scored_by(nobody, ledger, prompts) == found and nobody.asked == []
+    priced = {
+        "price": {"input": 1.0, "output": 0.0},
+        "budget_usd": 7e-6,
+    }  # 3 dollars a million rows: two rows and a bit
+    server = ScoringServer()
+    with pytest.raises(TeacherError, match=r"the budget of \$7e-06 is spent"):
+        scored_by(server, tmp_path / "other", prompts, **priced)
+    with pytest.raises(TeacherError, match=r"the budget of \$7e-06 is spent"):
+        scored_by(server, tmp_path / "other", prompts, **priced)
+    assert len(server.asked) == 3
 
 
 def test_what_a_signal_cannot_give_is_refused_in_the_recipe(world: Path) -> None:
@@ -316,6 +363,11 @@ def test_what_a_signal_cannot_give_is_refused_in_the_recipe(world: Path) -> None
     )
     places = [location for location, _, _ in recipe.cross_problems()]
     assert places == [("train", 0, "divergence"), ("train", 1, "temperature")]
+    for elsewhere in ({"offload": True}, {"shard": True}):
+        small = {"kind": "live", "precision": "nf4"}
+        assert not list(tiny.recipe(world, {**KD, "signal": small}).cross_problems())
+        problems = tiny.recipe(world, {**KD, "signal": {**small, **elsewhere}}).cross_problems()
+        assert [location for location, _, _ in problems] == [("train", 0, "signal")]
     served = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
     without = tiny.recipe(world, {**KD, "name": "a"}, {**KD, "name": "b", "signal": told}, teacher=served)
     assert [location for location, _, _ in without.cross_problems()] == [("train", 0, "objective")]

@@ -47,8 +47,11 @@ class BlockTables:
 
     def num_missing(self, sequence: Sequence, tokens: int) -> int:
         """Blocks to take before the sequence can hold so many tokens."""
-        whole = blocks_for(tokens, self._block_size)
-        return sum(max(0, whole - len(table)) for table in sequence.tables)
+        whole, missing = blocks_for(tokens, self._block_size), 0
+        for table in sequence.tables:  # asked of every sequence at every step
+            if len(table) < whole:
+                missing += whole - len(table)
+        return missing
 
     def reach(self, sequence: Sequence, tokens: int) -> int:
         """How many tokens, up to `tokens`, a sequence can hold that has begun: more, if there are more free blocks."""

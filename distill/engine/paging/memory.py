@@ -1,15 +1,54 @@
-"""How many KV blocks an engine gets, and the caches made of them."""
+"""How many KV blocks an engine gets, the caches made of them, and who keeps account of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from distill.engine.kv_cache import PagedKVCache, blocks_for, stored_bytes
-from distill.engine.paging.groups import LayerGroups
+from distill.engine.kv_cache import CODES, PagedKVCache, blocks_for, stored_bytes
+from distill.engine.paging.block_tables import BlockTables
+from distill.engine.paging.blocks import BlockPool
+from distill.engine.paging.groups import LayerGroups, group_layers, one_group
+from distill.engine.paging.prefix import PrefixCache
+from distill.engine.probe import Structure
 from distill.engine.types import EngineConfig
 from distill.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Paging:
+    """A model's KV cache, who holds which of its blocks, and the longest sequence that they hold."""
+
+    cache: PagedKVCache
+    pool: BlockPool
+    prefix: PrefixCache
+    tables: BlockTables
+    max_length: int
+
+    @property
+    def has_spare_block(self) -> bool:
+        """Whether the cache's last block is in no pool: captured steps write there what they do not need."""
+        return self.pool.num_blocks < self.cache.num_blocks
+
+
+def make_paging(
+    structures: Sequence[Structure], config: EngineConfig, *, max_length: int, device: torch.device
+) -> tuple[Paging, *tuple[PagedKVCache, ...]]:
+    """What the first model's engine works with, in sequences of up to `max_length` tokens; the other models' caches."""
+    first, *others = structures
+    size, chunk = config.block_size, config.prefill_tokens
+    groups = group_layers(first.layers, first.windows, max_length=max_length)
+    layouts = [(groups, first.dtype), *((one_group(s.layers), s.dtype) for s in others)]
+    cache, *more = make_caches(layouts, config, max_length, device)
+    windows = groups.windows
+    count = cache.num_blocks - (config.cuda_graphs and len(windows) == 1)
+    pool = BlockPool(count, num_homes=len(windows))
+    prefix = PrefixCache(pool, block_size=size, enabled=config.prefix_cache, windows=windows)
+    tables = BlockTables(pool, windows, block_size=size, chunk=chunk)
+    longest = groups.longest(count, block_size=size, chunk=chunk, limit=max_length)
+    return Paging(cache, pool, prefix, tables, longest), *more
 
 
 def make_caches(
@@ -17,9 +56,9 @@ def make_caches(
 ) -> list[PagedKVCache]:
     """A cache each, with as many blocks for every group of layers as `kv_bytes` holds of all together, but no more than
     max_batch full contexts need. What is left gives the first model single blocks."""
-    quantized = config.kv_dtype == "int8"
+    codes = CODES[config.kv_dtype]
     costs = [
-        config.block_size * sum(stored_bytes(slot, dtype, quantized=quantized) for slot in groups.slots)
+        config.block_size * sum(stored_bytes(slot, dtype, codes=codes) for slot in groups.slots)
         for groups, dtype in models
     ]
     counts = [len(groups.windows) for groups, _ in models]
@@ -41,7 +80,7 @@ def make_caches(
             block_size=config.block_size,
             dtype=dtype,
             device=device,
-            quantized=quantized,
+            codes=codes,
         )
         for (groups, dtype), count in zip(models, found, strict=True)
     ]

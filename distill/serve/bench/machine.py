@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import linear
@@ -34,6 +34,15 @@ def measure_machine(device: str, dtype: str) -> Machine:
     del values
     flop = max(_multiply(device, kind) for kind in {_DTYPES[dtype], torch.float32})
     return Machine(device, dtype, torch.get_num_threads(), read, flop)
+
+
+def best_of(machine: Machine, again: Machine | None) -> Machine:
+    """The higher ceilings of one machine, measured twice: before a benchmark and after it, as other work that comes
+    and goes may have slowed one of them down for longer than all repeats take."""
+    if again is None:
+        return machine
+    read = max(machine.bytes_per_second, again.bytes_per_second)
+    return replace(machine, bytes_per_second=read, flop_per_second=max(machine.flop_per_second, again.flop_per_second))
 
 
 def _multiply(device: str, kind: torch.dtype) -> float:

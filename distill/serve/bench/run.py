@@ -17,8 +17,8 @@ from distill.errors import DistillError
 from distill.runs import versions
 from distill.serve.address import is_loopback
 from distill.serve.bench.load import Server, Workload, run_load
-from distill.serve.bench.machine import Machine, measure_machine
-from distill.serve.bench.summary import RateResult, kv_tokens_read, summarize, utilisation
+from distill.serve.bench.machine import Machine, best_of, measure_machine
+from distill.serve.bench.summary import RateResult, against, kv_tokens_read, summarize, utilisation
 from distill.serve.child import embedded_server
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the server answers at most: the rates, where none are given
@@ -54,11 +54,19 @@ class Result:
 def served(
     target: str, *, model_name: str | None, api_key: str | None, options: ModelOptions = ModelOptions()
 ) -> Iterator[Server]:
-    """The server at a URL, or a child process that serves the model for as long as the block runs."""
+    """The server at a URL, or a child process that serves the model for as long as the block runs. Raises DistillError
+    for options that the other of the two has."""
     if target.startswith(("http://", "https://")):
+        if options != ModelOptions():
+            raise DistillError(
+                f"--dtype, --device, --max-batch and --kv-gib are of a model; {target} is served already",
+                remedy="leave them out, or name a model folder",
+            )
         base_url = target.rstrip("/").removesuffix("/v1") + "/v1"
         yield Server(base_url, model_name or _first_model(base_url, api_key), api_key)
         return
+    if api_key is not None:
+        raise DistillError("--api-key-env goes with a server's URL", remedy="leave it out")
     with TemporaryDirectory(prefix="distill-bench-") as folder:
         log = Path(folder) / "server.log"
         with embedded_server(target, log_path=log, model_name=model_name or target, **asdict(options)) as base_url:
@@ -69,7 +77,7 @@ def bench(
     target: str, server: Server, workload: Workload, *, rates: Sequence[float] = (), tell: Callable[[str], None]
 ) -> Result:
     """Everything at once, then at each of `rates` requests per second; without any, at shares of the first result."""
-    _get(server, "/v1/models")
+    _check_context(server, workload)
     run_load(server, workload.prompts(-1)[:1], [0.0], max_tokens=workload.max_tokens)  # what the first request pays
     machine = _machine(server)
     results: list[RateResult] = []
@@ -82,7 +90,10 @@ def bench(
     most = at(None).requests_per_second
     for rate in rates or [most * share for share in _SHARES]:
         at(rate)
-    return Result(target, server.model, workload, machine, tuple(results))
+    if machine is None:
+        return Result(target, server.model, workload, None, tuple(results))
+    best = best_of(machine, _machine(server))
+    return Result(target, server.model, workload, best, tuple(against(best, machine, row) for row in results))
 
 
 def measure(server: Server, workload: Workload, rate: float | None, *, run: int, machine: Machine | None) -> RateResult:
@@ -100,6 +111,17 @@ def measure(server: Server, workload: Workload, rate: float | None, *, run: int,
         before, counters(server), kv_tokens=kv_tokens_read(samples), seconds=result.seconds, machine=machine
     )
     return replace(result, busy_share=busy, bandwidth_fraction=bandwidth, flop_fraction=flop)
+
+
+def _check_context(server: Server, workload: Workload) -> None:
+    """Refuse answers that the model's context would cut, where the server says how long it is (ours and vLLM do)."""
+    for model in _get(server, "/v1/models").json()["data"]:
+        context, asked = model.get("max_model_len"), workload.prompt_tokens + workload.max_tokens
+        if model["id"] == server.model and context is not None and asked > context:
+            raise DistillError(
+                f"{workload.prompt_tokens} + {workload.max_tokens} tokens do not fit the context of {context}",
+                remedy="give a smaller --prompt-tokens or --max-tokens",
+            )
 
 
 def _machine(server: Server) -> Machine | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from distill.errors import DistillError
@@ -10,6 +11,7 @@ from distill.serve.bench.run import Result
 from distill.serve.bench.summary import Percentiles, RateResult
 
 _LINE = "{:>11} {:>10} {:>8} {:>20} {:>18} {:>7} {:>6} {:>9} {:>6}"
+_FORMATS = (".png", ".svg", ".pdf")
 _COUNTS = ("refused", "failed", "bandwidth", "FLOP/s")
 
 
@@ -33,12 +35,18 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def check_plot(path: Path) -> None:
+    """Raise DistillError where `plot` could not draw to this path: known before minutes are spent on measuring."""
+    if path.suffix not in _FORMATS:
+        raise DistillError(f"--plot {path} has no known format", remedy=f"end it in {', '.join(_FORMATS)}")
+    if find_spec("matplotlib") is None:
+        raise DistillError("the plot needs matplotlib", remedy="pip install 'distill[plot]'")
+
+
 def plot(result: Result, path: Path) -> None:
     """Throughput, time to the first token and time between tokens over the rate; the format is the path's suffix."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DistillError("the plot needs matplotlib", remedy="pip install 'distill[plot]'") from None
+    from matplotlib.figure import Figure  # in the extra `plot`
+
     rows = sorted((r for r in result.rates if r.rate is not None), key=lambda r: r.rate or 0.0)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     throughput, first, between = figure.subplots(1, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.serve.bench.load import Sample
 from distill.serve.bench.machine import Machine
@@ -84,6 +84,17 @@ def kv_tokens_read(samples: Sequence[Sample]) -> int:
         (s.completion_tokens - 1) * s.prompt_tokens + s.completion_tokens * (s.completion_tokens - 1) // 2
         for s in samples
         if s.answered
+    )
+
+
+def against(best: Machine, machine: Machine, row: RateResult) -> RateResult:
+    """A rate's fractions of the ceilings of `machine`, as fractions of other ceilings."""
+    if row.bandwidth_fraction is None or row.flop_fraction is None:
+        return row
+    return replace(
+        row,
+        bandwidth_fraction=row.bandwidth_fraction * machine.bytes_per_second / best.bytes_per_second,
+        flop_fraction=row.flop_fraction * machine.flop_per_second / best.flop_per_second,
     )
 
 

@@ -1,0 +1,196 @@
+"""Products with packed weights on a GPU: which kernel, in how many pieces. Shapes decide alone, so that a CUDA graph
+can hold any of these calls. With TRITON_INTERPRET=1 all of it runs on a CPU.
+
+Up to `MOST_ROWS` rows the kernel multiplies packed weights; beyond that it is cheaper to make the weight dense once, in
+memory that torch's allocator reuses, and to leave the product to cuBLAS.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from distill.kernels.early import may_begin_early
+from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
+from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
+
+MOST_ROWS = 256
+_PROCESSORS = 132  # of an H100 or H200
+_FAST = os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Slabs of 16 outputs and rows of x in a program, programs along the inputs, warps and loads under way."""
+
+    slabs: int
+    rows: int
+    splits: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a packed weight (O, I) is, beside its numbers."""
+
+    outputs: int
+    inputs: int
+    bits: int
+    group_size: int
+    has_zeros: bool
+    has_half_scales: bool
+
+    @classmethod
+    def of(cls, codes: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int) -> Form:
+        """That of `pack`'s arguments."""
+        outputs, inputs = codes.shape
+        group_size = inputs // scales.shape[1]
+        return cls(outputs, inputs, 8 if bits == 8 else 4, group_size, zeros is not None, scales.dtype == torch.float16)
+
+    @property
+    def slabs(self) -> int:
+        return triton.cdiv(self.outputs, SLAB)
+
+    @property
+    def tiles(self) -> int:
+        return triton.cdiv(self.inputs, TILE)
+
+
+def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int) -> tuple[Tensor, Tensor]:
+    """Words and grid of `w4a16_layout` from signed codes (O, I), scales (O, G) and signed zero points (O, G), on their
+    device. Scales keep their 16 bits; float32 ones are rounded to bfloat16."""
+    narrow = scales if scales.dtype in (torch.float16, torch.bfloat16) else scales.bfloat16()
+    return fragments(codes, bits=bits), cells(narrow, zeros)
+
+
+def counters(form: Form, device: torch.device) -> Tensor:
+    """A zero for each program of the largest launch; every product leaves them at zero."""
+    return torch.zeros(form.slabs * triton.cdiv(MOST_ROWS, 16), dtype=torch.int32, device=device)
+
+
+def product(
+    x: Tensor,
+    words: Tensor,
+    grid: Tensor,
+    arrived: Tensor,
+    form: Form,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    add_to: Tensor | None = None,
+) -> Tensor:
+    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`; added to `add_to` (N, O) where given."""
+    if x.shape[0] > MOST_ROWS:
+        made = F.linear(x, dense(words, grid, form, x.dtype), None if bias is None else bias.to(x.dtype)).to(dtype)
+        return made if add_to is None else add_to.add_(made)
+    return launch_product(x, words, grid, arrived, form, bias, dtype, launch_for(x.shape[0], form), add_to)
+
+
+def launch_for(rows: int, form: Form) -> Launch:
+    """The launch for this many rows: of those that `benchmarks/w4a16_sweep.py` compared on an H200 the fastest, or one
+    close to it, for the six shapes of its list."""
+    width = max(16, min(128, triton.next_power_of_2(rows)))
+    blocks = triton.cdiv(form.outputs, 64)
+    if width == 16 and blocks <= 16:
+        slabs = form.slabs
+        return Launch(1, 16, _splits(slabs, form.tiles // 3, most_programs=264, enough=256), 1, 3)
+    if width <= 64:
+        splits = _splits(blocks, form.tiles // 4, most_programs=396, enough=220)
+        return Launch(4, width, splits, 4, 4 if width < 64 else 3)
+    blocks *= triton.cdiv(rows, width)
+    splits = _splits(blocks, form.tiles // (12 if blocks >= 32 else 4), most_programs=264, enough=200)
+    return Launch(4, width, splits, 4, 3)
+
+
+def _splits(blocks: int, most: int, *, most_programs: int, enough: int) -> int:
+    """Programs along the inputs: as few as make `enough` of them in all, and load the multiprocessors evenly."""
+
+    def merit(splits: int) -> tuple[int, float, int]:
+        programs = blocks * splits
+        balance = programs / (_PROCESSORS * triton.cdiv(programs, _PROCESSORS))
+        return min(programs, enough), round(balance, 2), -splits
+
+    return max((s for s in range(1, most + 1) if s == 1 or blocks * s <= most_programs), key=merit, default=1)
+
+
+def launch_product(
+    x: Tensor,
+    words: Tensor,
+    grid: Tensor,
+    arrived: Tensor,
+    form: Form,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    how: Launch,
+    add_to: Tensor | None = None,
+) -> Tensor:
+    """`product` by the kernel, launched as told."""
+    rows = x.shape[0]
+    assert x.stride(1) == 1
+    out = torch.empty(rows, form.outputs, dtype=dtype, device=x.device) if add_to is None else add_to
+    assert out.is_contiguous()
+    partial = out
+    if how.splits > 1:
+        partial = torch.empty(how.splits, rows, form.outputs, dtype=torch.float32, device=x.device)
+    early = may_begin_early(x.device)
+    programs = (triton.cdiv(form.slabs, how.slabs), how.splits, triton.cdiv(rows, how.rows))
+    assert programs[0] * programs[2] <= arrived.numel()
+    product_kernel[programs](
+        x,
+        words,
+        grid,
+        out if bias is None else bias,
+        out,
+        partial,
+        arrived,
+        rows,
+        form.outputs,
+        form.inputs,
+        form.slabs,
+        form.tiles,
+        how.splits,
+        x.stride(0),
+        SLABS=how.slabs,
+        BN=how.rows,
+        HAS_SPLITS=how.splits > 1,
+        STAGES=how.stages,
+        BITS=form.bits,
+        PARTS=max(1, TILE // form.group_size),
+        GROUP_TILES=max(1, form.group_size // TILE),
+        HAS_ZERO=form.has_zeros,
+        HAS_BIAS=bias is not None,
+        ADDS=add_to is not None,
+        HALF_SCALES=form.has_half_scales,
+        WHOLE=form.inputs % TILE == 0,
+        EARLY=early,
+        FAST=_FAST,
+        num_warps=how.warps,
+        launch_pdl=early,
+    )
+    return out
+
+
+def dense(words: Tensor, grid: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """W (O, I) in float16 or bfloat16."""
+    out = torch.empty(form.outputs, form.inputs, dtype=dtype, device=words.device)
+    dense_kernel[(triton.cdiv(form.slabs, 4), form.tiles)](
+        words,
+        grid,
+        out,
+        form.outputs,
+        form.inputs,
+        form.slabs,
+        form.tiles,
+        SLABS=4,
+        BITS=form.bits,
+        GROUP=form.group_size,
+        HAS_ZERO=form.has_zeros,
+        HALF_SCALES=form.has_half_scales,
+        FAST=_FAST,
+    )
+    return out

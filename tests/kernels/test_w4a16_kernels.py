@@ -1,0 +1,66 @@
+"""The Triton kernels of packed weights by Triton's interpreter, in float16, as it knows no bfloat16 arithmetic.
+
+TRITON_INTERPRET=1 python -m pytest tests/kernels
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from distill.kernels.w4a16 import dequantize
+from distill.kernels.w4a16_layout import fragments
+
+if os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it when it is first imported
+    pytest.skip("needs Triton and TRITON_INTERPRET=1", allow_module_level=True)
+pytest.importorskip("triton", reason="the kernels need Triton")
+from distill.kernels.w4a16_product import Form, Launch, counters, dense, launch_for, launch_product, pack  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    "out,width,group_size,rows,bits,asymmetric,how",
+    [
+        (48, 256, 32, 1, 4, False, None),
+        (48, 256, 64, 7, 4, True, None),
+        (80, 288, 32, 16, 4, True, None),  # inputs that fill no tile, outputs that fill no block
+        (48, 256, 128, 20, 8, True, None),
+        (40, 192, 64, 3, 8, False, None),
+        (100, 256, 256, 65, 3, False, None),
+        (64, 384, 128, 9, 4, True, Launch(slabs=1, rows=16, splits=3, warps=1, stages=2)),
+    ],
+)
+def test_product(
+    out: int, width: int, group_size: int, rows: int, bits: int, asymmetric: bool, how: Launch | None
+) -> None:
+    torch.manual_seed(0)
+    top = 2 ** (bits - 1)
+    codes = torch.randint(-top, top, (out, width), dtype=torch.int8)
+    scales = (torch.rand(out, width // group_size) + 0.5).to(torch.float16 if asymmetric else torch.bfloat16)
+    zeros = torch.randint(-top, top + 1, scales.shape, dtype=torch.int16) if asymmetric else None
+    x, bias = torch.randn(rows, width).half(), torch.randn(out).half()
+    form = Form.of(codes, scales, zeros, bits=bits)
+    words, grid = pack(codes, scales, zeros, bits=bits)
+    arrived = counters(form, x.device)
+    exact = dequantize(codes, scales, zeros).double()
+    expected = x.double() @ exact.T + bias.double()
+    got = launch_product(x, words, grid, arrived, form, bias, torch.float32, how or launch_for(rows, form))
+    assert (got.double() - expected).norm() <= 1e-6 * expected.norm(), "products of 16-bit numbers, sums in float32"
+    assert not arrived.any()
+    assert (dense(words, grid, form, torch.float16).double() - exact).norm() <= 4e-4 * exact.norm()
+
+
+def test_the_layout_is_that_of_the_matrix_instructions() -> None:
+    """By PTX's table of the fragments of `mma.m16n8k16`: thread 4 g + c holds rows g and g + 8 and columns 2 c,
+    2 c + 1, 2 c + 8 and 2 c + 9 of every 16; its words are four neighbours in each half of a tile."""
+    codes = torch.randint(-8, 8, (32, 256), dtype=torch.int8)
+    words = fragments(codes, bits=4)[0]
+    slab, tile, g, c = 1, 1, 5, 2
+    for half in range(2):
+        own = words[slab, tile, 128 * half + 4 * (4 * g + c) :][:4].tolist()
+        places = [(g, 0), (g, 1), (g + 8, 0), (g + 8, 1)]
+        for word, (row, d) in zip(own, places, strict=True):
+            nibbles = [(word >> 4 * j & 15) - 8 for j in range(8)]
+            columns = [128 * tile + 16 * j + 8 * half + 2 * c + d for j in range(8)]
+            assert nibbles == codes[16 * slab + row, columns].tolist()
