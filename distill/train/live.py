@@ -137,4 +137,7 @@ def _load_nf4(path: str, device: torch.device, trust_remote_code: bool) -> PreTr
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{path} does not load in 4 bits: {error}", remedy="set precision: auto") from error
     assert isinstance(model, PreTrainedModel)
+    from distill.model.recast import keep_exact  # bitsandbytes takes a second to import
+
+    keep_exact(model)
     return model
