@@ -2,8 +2,9 @@
 
     python -m benchmarks.resume_grid [--quick] [--json PATH]
 
-Objectives sft, kd and dpo, full weights and LoRA, one process and two on the CPU; the model and LoRA drop out, so that
-the generators' states count. The processes kill themselves after the checkpoint of a step; the same command goes on.
+All objectives on chats and pairs, full weights and LoRA, one process and two on the CPU; the model and LoRA drop out,
+so that the generators' states count. The processes kill themselves after the checkpoint of a step; the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Way:
         return f"{self.objective}-{'lora' if self.lora else 'full'}-{self.processes}"
 
 
-WAYS = tuple(Way(*values) for values in product(("sft", "kd", "dpo"), (False, True), (1, 2)))
+OBJECTIVES = ("sft", "kd", "on_policy", "dpo", "simpo", "kto")
+WAYS = tuple(Way(*values) for values in product(OBJECTIVES, (False, True), (1, 2)))
 
 
 def make_world(folder: Path) -> None:
@@ -57,7 +59,8 @@ def make_world(folder: Path) -> None:
 def recipe_of(world: Path, way: Way, name: str) -> Recipe:
     lora = {"lora": {"rank": 4, "alpha": 8.0, "dropout": DROPOUT}} if way.lora else {}
     entry: dict[str, Any] = {"objective": way.objective, "max_steps": STEPS, "save_steps": 1, "micro_batch_size": 2}
-    return tiny.recipe(world, {**entry, **lora}, name=name)
+    own = {"lmbda": 0.6, "rollout": {"max_new_tokens": 8}} if way.objective == "on_policy" else {}
+    return tiny.recipe(world, {**entry, **lora, **own}, name=name)
 
 
 def train_whole(world: Path, way: Way) -> Recipe:
@@ -110,7 +113,7 @@ def _run(world: Path, way: Way, name: str, deaths: Sequence[int]) -> Recipe:
 def main(arguments: Sequence[str]) -> int:
     """Print and write the result; 1 where a resumed run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two save points of four ways")
+    parser.add_argument("--quick", action="store_true", help="two save points of a third of the ways")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     ways, points = (WAYS[::3], POINTS[::4]) if options.quick else (WAYS, POINTS)

@@ -24,8 +24,8 @@ from benchmarks.serve import thirty_million
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.kernels.w4a16 import PackedLinear
+from distill.model.calibration import pad_batches
 from distill.model.load import load_model
-from distill.quantize.calibrate import pad_batches
 from distill.quantize.export import save_packed
 from distill.quantize.sequential import Nearest, WeightSettings, quantize_model
 

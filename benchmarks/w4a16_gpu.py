@@ -3,8 +3,8 @@
     python -m benchmarks.w4a16_gpu [--quick] [--json PATH]
 
 Layers of 4,096 x 4,096 and 14,336 x 4,096 and those of Qwen2.5-7B (parts of one product joined), groups of 128, at
-1, 8, 64 and 256 rows. Each product runs in a CUDA graph over copies of the weight that no cache holds together; median
-of five replays. `floor` is the time in which the packed bytes are read at the bandwidth of the data sheet; the
+1, 8, 64, 128 and 256 rows. Each product runs in a CUDA graph over copies of the weight that no cache holds together;
+median of five replays. `floor` is the time in which the packed bytes are read at the bandwidth of the data sheet; the
 bandwidth of a copy, measured in the same run, is among the details. Needs a GPU.
 """
 
@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Row, envelope, write_json
 from benchmarks.gpu_models import copy_speed, peak_speed
 from benchmarks.gpu_timing import copies_for, seconds_each
 from distill.kernels.w4a16 import PackedLinear
+from distill.kernels.w4a16_product import dense
 
 LAYERS = {
     "4096 x 4096": (4096, 4096),
@@ -30,7 +33,7 @@ LAYERS = {
     "37888 x 3584 (gate and up)": (37888, 3584),
     "3584 x 18944 (down)": (3584, 18944),
 }
-ROWS = (1, 8, 64, 256)
+ROWS = (1, 8, 64, 128, 256)
 GROUP = 128
 BARS = {1: 2.5, 8: 2.0, 64: 1.0}  # times cuBLAS at these rows, of the two layers that are no model's
 
@@ -54,26 +57,34 @@ def torch_products(out: int, width: int) -> list[Callable[[Tensor], Tensor]]:
     return found
 
 
-def layer_rows(name: str, quick: bool) -> tuple[list[Row], list[dict[str, float | str]]]:
+def layer_rows(name: str, quick: bool) -> tuple[list[Row], list[dict[str, float | str | None]]]:
     """Microseconds at every number of rows; and what else was measured of them."""
     out, width = LAYERS[name]
-    ours: list[Callable[[Tensor], Tensor]] = list(packed_layers(out, width))
-    num_bytes = ours[0].weight_bytes  # type: ignore[attr-defined]
-    dense = [nn.Linear(width, out, bias=False, dtype=torch.bfloat16, device="cuda")
+    packed = packed_layers(out, width)
+    ours: list[Callable[[Tensor], Tensor]] = list(packed)
+    num_bytes = packed[0].weight_bytes
+    plain = [nn.Linear(width, out, bias=False, dtype=torch.bfloat16, device="cuda")
              for _ in range(copies_for(out * width * 2))]  # fmt: skip
     theirs = torch_products(out, width)
     rows, details = [], []
     for count in ROWS[:1] if quick else ROWS:
         x = torch.randn(count, width, device="cuda").bfloat16()
-        mine, cublas, tiny = (_seconds(products, x) for products in (ours, dense, theirs))
+        mine, cublas, tiny = (_seconds(products, x) for products in (ours, plain, theirs))
+        first = _seconds([partial(_made_dense, layer) for layer in packed], x) if count >= 64 else None
         bar = BARS.get(count) if "(" not in name else None
         rows.append(
             Row(f"{name}, {count} rows", mine * 1e6, "microseconds", cublas * 1e6, cublas / mine,
                 num_bytes / peak_speed() * 1e6, bar, None if bar is None else cublas / mine >= bar)
         )  # fmt: skip
         details.append({"name": f"{name}, {count} rows", "torch_int4_microseconds": tiny * 1e6,
+                        "made_dense_first_microseconds": None if first is None else first * 1e6,
                         "packed_terabytes_per_second": num_bytes / mine / 1e12})  # fmt: skip
     return rows, details
+
+
+def _made_dense(layer: PackedLinear, x: Tensor) -> Tensor:
+    """The product by cuBLAS after the weight was made dense, as it is beyond MOST_ROWS rows."""
+    return F.linear(x, dense(layer.packed, layer.grid, layer.form, x.dtype))
 
 
 def _seconds(products: list[Callable[[Tensor], Tensor]], x: Tensor) -> float:
@@ -92,7 +103,7 @@ def main() -> int:
         f"{torch.cuda.get_device_name()}: a copy moves {speed / 1e12:.2f} TB/s, data sheet {peak_speed() / 1e12} TB/s"
     )
     rows: list[Row] = []
-    details: list[dict[str, float | str]] = []
+    details: list[dict[str, float | str | None]] = []
     for name in LAYERS:
         more, their = layer_rows(name, options.quick)
         rows += more
@@ -101,6 +112,7 @@ def main() -> int:
             print(
                 f"{row.name}: {row.value:.1f} us, bf16 {row.peer:.1f} ({row.ratio:.2f}x), torch int4 "
                 f"{detail['torch_int4_microseconds']:.1f}, floor {row.floor:.1f}"
+                + (f", dense first {first:.1f}" if (first := detail["made_dense_first_microseconds"]) else "")
                 + ("" if row.bar is None else f" (bar {row.bar}x: {row.ok})"),
                 flush=True,
             )

@@ -24,6 +24,8 @@ _WARNINGS = (
     r".*barrier\(\).*using the device under current context.*",
     # transformers 5.23 renames gradient_checkpointing; 5.17 and TRL know only the old name.
     r".*gradient_checkpointing.* is deprecated.*",
+    # TRL keeps the trainer of simpo among its experiments.
+    r".*trl\.experimental.*",
     # transformers: FSDP and DDP load the optimizer's state by torch.load with weights_only, as it advises.
     r".*weights_only=.*",
 )

@@ -62,6 +62,14 @@ PREFERENCE = pa.schema(
         *PROVENANCE,
     ]
 )
+UNPAIRED = pa.schema(  # an answer and whether it is desirable: what kto reads beside pairs
+    [
+        pa.field("prompt", MESSAGES),
+        pa.field("completion", MESSAGES),
+        pa.field("label", pa.bool_()),
+        *PROVENANCE,
+    ]
+)
 CODE = pa.schema(
     [
         pa.field("messages", MESSAGES),
@@ -108,6 +116,14 @@ def read_parquet(path: str | Path, *, columns: Iterable[str] = ()) -> list[dict[
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def has_columns(path: str | Path, columns: Iterable[str]) -> bool:
+    """Whether a Parquet file that is there and readable has all of `columns`; `read_parquet` says what is wrong."""
+    try:
+        return set(columns) <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def user_message(content: str, system: str | None = None) -> list[Message]:

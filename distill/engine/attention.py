@@ -54,6 +54,8 @@ def packed_attention(
     placement = batch.placement(layer)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
+    if q.dtype != v.dtype:  # under autocast: rotated in float32, where attention computes as the values are, like SDPA
+        q, k, query = q.to(v.dtype), k.to(v.dtype), query.to(v.dtype)
     if batch.observe is not None:
         batch.observe(layer, k, v, sliding_window)
     if batch.cache is not None:

@@ -6,7 +6,6 @@ Legend: O outputs, I inputs, N rows of x, T tiles of 128 inputs; a program has S
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def _unpacking(kind: str, exponent: str, one: str) -> str:
@@ -108,19 +107,6 @@ def _scale(cell, HALF_SCALES: tl.constexpr):
     return (cell << 16).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def _fetch_ahead(packed, first_slab, first, last, num_slabs, num_tiles, SLABS: tl.constexpr):
-    """Ask the L2 cache for a program's first 8 tiles; a tile of a slab is 8 lines of 128 bytes."""
-    slab, line = first_slab + tl.arange(0, SLABS), tl.arange(0, 64)
-    tile = first + line // 8
-    wanted = (slab < num_slabs)[:, None] & (tile < last)[None, :]
-    place = (slab.to(tl.int64)[:, None] * num_tiles + tile[None, :]) * 256 + (line % 8 * 32)[None, :]
-    address = (packed + tl.where(wanted, place, 0)).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
 @triton.jit(do_not_specialize=["num_rows", "num_slabs", "num_tiles", "splits"])
 def product_kernel(
     x,
@@ -149,12 +135,13 @@ def product_kernel(
     ADDS: tl.constexpr,
     HALF_SCALES: tl.constexpr,
     WHOLE: tl.constexpr,
-    EARLY: tl.constexpr,
+    SCALED: tl.constexpr,
     FAST: tl.constexpr,
 ):
     """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the
-    sums of a group, not each weight. With several programs along I, `splits`, the last one to arrive adds up what all
-    have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
+    sums of a group, exactly, or (SCALED) each weight, rounded to x's type: then sums go on through all groups, and
+    products of one tile run while the next is unpacked. With several programs along I, `splits`, the last one to
+    arrive adds up what all have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BO: tl.constexpr = SLABS * 16
     WIDTH: tl.constexpr = 128 // PARTS
@@ -164,10 +151,6 @@ def product_kernel(
     padded = num_slabs * 16
     acc = tl.zeros([BO, BN], tl.float32)
     first, last = split * num_tiles // splits, (split + 1) * num_tiles // splits
-    if EARLY:  # launched while the kernel before is still running: nothing of what that makes is read before it ends
-        gdc_launch_dependents()
-        _fetch_ahead(packed, block * SLABS, first, last, num_slabs, num_tiles, SLABS)
-        gdc_wait()
     for tile in tl.range(first, last, num_stages=STAGES):
         codes = _codes(packed, block * SLABS, tile, num_slabs, num_tiles, SLABS, BITS, x.dtype.element_ty, FAST)
         for part in tl.static_range(PARTS):
@@ -180,7 +163,11 @@ def product_kernel(
             weights = _beside(codes, part * (8 // PARTS), 8 // PARTS, BO)
             if HAS_ZERO:
                 weights -= (cell >> 16).to(tl.float32).to(weights.dtype)[:, None]
-            acc += tl.dot(weights, tl.trans(numbers)) * _scale(cell, HALF_SCALES)[:, None]
+            scale = _scale(cell, HALF_SCALES)[:, None]
+            if SCALED:
+                acc = tl.dot((weights * scale.to(weights.dtype)).to(weights.dtype), tl.trans(numbers), acc)
+            else:
+                acc += tl.dot(weights, tl.trans(numbers)) * scale
     valid = (outputs < num_outputs)[:, None] & (rows < num_rows)[None, :]
     where = rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
     if HAS_SPLITS:

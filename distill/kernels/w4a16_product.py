@@ -15,24 +15,12 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from distill.kernels.early import may_begin_early
 from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
+from distill.kernels.w4a16_launches import KINDS, PROCESSORS, Kind
 from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
 
 MOST_ROWS = 256
-_PROCESSORS = 132  # of an H100 or H200
 _FAST = os.environ.get("TRITON_INTERPRET") != "1"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Slabs of 16 outputs and rows of x in a program, programs along the inputs, warps and loads under way."""
-
-    slabs: int
-    rows: int
-    splits: int
-    warps: int
-    stages: int
 
 
 @dataclass(frozen=True)
@@ -88,34 +76,14 @@ def product(
     if x.shape[0] > MOST_ROWS:
         made = F.linear(x, dense(words, grid, form, x.dtype), None if bias is None else bias.to(x.dtype)).to(dtype)
         return made if add_to is None else add_to.add_(made)
-    return launch_product(x, words, grid, arrived, form, bias, dtype, launch_for(x.shape[0], form), add_to)
+    width = max(16, min(max(KINDS), triton.next_power_of_2(x.shape[0])))
+    return launch_product(x, words, grid, arrived, form, bias, dtype, width, KINDS[width], add_to)
 
 
-def launch_for(rows: int, form: Form) -> Launch:
-    """The launch for this many rows: of those that `benchmarks/w4a16_sweep.py` compared on an H200 the fastest, or one
-    close to it, for the six shapes of its list."""
-    width = max(16, min(128, triton.next_power_of_2(rows)))
-    blocks = triton.cdiv(form.outputs, 64)
-    if width == 16 and blocks <= 16:
-        slabs = form.slabs
-        return Launch(1, 16, _splits(slabs, form.tiles // 3, most_programs=264, enough=256), 1, 3)
-    if width <= 64:
-        splits = _splits(blocks, form.tiles // 4, most_programs=396, enough=220)
-        return Launch(4, width, splits, 4, 4 if width < 64 else 3)
-    blocks *= triton.cdiv(rows, width)
-    splits = _splits(blocks, form.tiles // (12 if blocks >= 32 else 4), most_programs=264, enough=200)
-    return Launch(4, width, splits, 4, 3)
-
-
-def _splits(blocks: int, most: int, *, most_programs: int, enough: int) -> int:
-    """Programs along the inputs: as few as make `enough` of them in all, and load the multiprocessors evenly."""
-
-    def merit(splits: int) -> tuple[int, float, int]:
-        programs = blocks * splits
-        balance = programs / (_PROCESSORS * triton.cdiv(programs, _PROCESSORS))
-        return min(programs, enough), round(balance, 2), -splits
-
-    return max((s for s in range(1, most + 1) if s == 1 or blocks * s <= most_programs), key=merit, default=1)
+def num_splits(rows: int, form: Form, width: int, kind: Kind) -> int:
+    """Programs along the inputs, so that each multiprocessor has as many as it shall, with 4 tiles at least."""
+    blocks = triton.cdiv(form.slabs, kind.slabs) * triton.cdiv(rows, width)
+    return max(1, min(form.tiles // 4, kind.programs * PROCESSORS // blocks))
 
 
 def launch_product(
@@ -126,19 +94,19 @@ def launch_product(
     form: Form,
     bias: Tensor | None,
     dtype: torch.dtype,
-    how: Launch,
+    width: int,
+    how: Kind,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """`product` by the kernel, launched as told."""
+    """`product` by the kernel, with `width` rows a program and launched as told."""
     rows = x.shape[0]
     assert x.stride(1) == 1
     out = torch.empty(rows, form.outputs, dtype=dtype, device=x.device) if add_to is None else add_to
     assert out.is_contiguous()
-    partial = out
-    if how.splits > 1:
-        partial = torch.empty(how.splits, rows, form.outputs, dtype=torch.float32, device=x.device)
-    early = may_begin_early(x.device)
-    programs = (triton.cdiv(form.slabs, how.slabs), how.splits, triton.cdiv(rows, how.rows))
+    partial, splits = out, num_splits(rows, form, width, how)
+    if splits > 1:
+        partial = torch.empty(splits, rows, form.outputs, dtype=torch.float32, device=x.device)
+    programs = (triton.cdiv(form.slabs, how.slabs), splits, triton.cdiv(rows, width))
     assert programs[0] * programs[2] <= arrived.numel()
     product_kernel[programs](
         x,
@@ -153,11 +121,11 @@ def launch_product(
         form.inputs,
         form.slabs,
         form.tiles,
-        how.splits,
+        splits,
         x.stride(0),
         SLABS=how.slabs,
-        BN=how.rows,
-        HAS_SPLITS=how.splits > 1,
+        BN=width,
+        HAS_SPLITS=splits > 1,
         STAGES=how.stages,
         BITS=form.bits,
         PARTS=max(1, TILE // form.group_size),
@@ -167,10 +135,9 @@ def launch_product(
         ADDS=add_to is not None,
         HALF_SCALES=form.has_half_scales,
         WHOLE=form.inputs % TILE == 0,
-        EARLY=early,
+        SCALED=how.scaled,
         FAST=_FAST,
         num_warps=how.warps,
-        launch_pdl=early,
     )
     return out
 

@@ -78,10 +78,10 @@ def load_model(
         torch.nn.Module.to(model, place)
     model.eval()
     assert isinstance(model, PreTrainedModel)
-    if quantized == "bitsandbytes" and isinstance(wanted, torch.dtype):
-        from distill.model.recast import recast  # bitsandbytes takes a second to import
+    if quantized == "bitsandbytes":
+        from distill.model.recast import keep_exact, recast  # bitsandbytes takes a second to import
 
-        recast(model, wanted)
+        recast(model, wanted) if isinstance(wanted, torch.dtype) else keep_exact(model)
     return model
 
 

@@ -28,7 +28,7 @@ from distill.recipe.prompts import (
     OssInstructPrompts,
 )
 from distill.recipe.schema import Plan
-from distill.recipe.train import DpoEntry, Entry, LmEntry
+from distill.recipe.train import Entry, LmEntry, PairsEntry
 from distill.teacher.pricing import Rates
 
 _CHARACTERS_PER_TOKEN = 4  # the rule of thumb for English under a BPE of a real model
@@ -173,7 +173,7 @@ def tokens_per_step(entry: Entry) -> int:
     """Most tokens that an optimizer step reads, padding included."""
     if isinstance(entry, LmEntry):
         return entry.rows * entry.row_tokens
-    return entry.batch_size * entry.max_length * (2 if isinstance(entry, DpoEntry) else 1)
+    return entry.batch_size * entry.max_length * (2 if isinstance(entry, PairsEntry) else 1)
 
 
 def token_counter(tokenizer_file: Path) -> tuple[Callable[[str], int], str]:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from distill.plan.shapes import ModelShape
 from distill.recipe.quantize import Awq, Gptq, Int8, Nf4
-from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
+from distill.recipe.train import (
+    DpoEntry,
+    Entry,
+    FakeQuantization,
+    KdEntry,
+    KtoEntry,
+    LmEntry,
+    OnPolicyEntry,
+    PairsEntry,
+    SftEntry,
+)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _FP32 = 4
@@ -52,13 +62,16 @@ def memory_split(*, memory: float, weights: float, kv_per_sequence: float, works
     return MemorySplit(memory, weights, workspace, kv_per_sequence, max(0, int(room // kv_per_sequence)))
 
 
+Scheme = Nf4 | Int8 | Gptq | Awq | FakeQuantization
+
+
 def serving_workspace(shape: ModelShape, *, prefill_tokens: int, batch: int, bytes_per_value: int = 2) -> int:
     """Peak of one forward pass without gradients: the widest layer's activations, or fp32 logits of a decode batch."""
     layer = prefill_tokens * (4 * shape.hidden + (2 if shape.gated else 1) * shape.ffn) * bytes_per_value
     return max(layer, batch * shape.vocab * _FP32)
 
 
-def bits_per_weight(quantizer: Nf4 | Int8 | Gptq | Awq, inputs: int) -> float:
+def bits_per_weight(quantizer: Scheme, inputs: int) -> float:
     """Stored bits of one weight of a linear map with `inputs` columns, its scales and zero points included."""
     if isinstance(quantizer, Nf4):
         if quantizer.double_quant:
@@ -71,7 +84,7 @@ def bits_per_weight(quantizer: Nf4 | Int8 | Gptq | Awq, inputs: int) -> float:
     return quantizer.bits + (16 + zero) / group
 
 
-def quantized_weight_bytes(shape: ModelShape, quantizer: Nf4 | Int8 | Gptq | Awq) -> float:
+def quantized_weight_bytes(shape: ModelShape, quantizer: Scheme) -> float:
     """Weight bytes after quantization: the layers' linear maps packed, everything else left in 16 bits."""
     packed = shape.layers * sum(i * o * bits_per_weight(quantizer, i) / 8 for i, o in shape.linear_shapes)
     return packed + 2 * (shape.parameters - shape.linear_parameters)
@@ -130,10 +143,10 @@ class _Pass:
 def _pass_of(entry: Entry) -> _Pass:
     if isinstance(entry, LmEntry):
         return _Pass(entry.rows * entry.row_tokens, True, False, None, None)
-    sequences = entry.micro_batch_size * (2 if isinstance(entry, DpoEntry) else 1)  # chosen and rejected
+    sequences = entry.micro_batch_size * (2 if isinstance(entry, PairsEntry) else 1)  # chosen and rejected
     chunk = None
-    if isinstance(entry, SftEntry | KdEntry):
-        chunk = (entry.chunk_tokens if isinstance(entry, KdEntry) else None) or CHUNK_TOKENS
+    if isinstance(entry, SftEntry | KdEntry | OnPolicyEntry):
+        chunk = (None if isinstance(entry, SftEntry) else entry.chunk_tokens) or CHUNK_TOKENS
     return _Pass(
         sequences * entry.max_length,
         entry.mixed_precision != "no",
@@ -156,9 +169,9 @@ def training_memory(
     stored = DTYPE_BYTES[weights_dtype] if adapters and work.mixed else _FP32
     trainable = adapters or shape.parameters
     frozen, models = 0, 1
-    if isinstance(entry, KdEntry) and teacher is not None and entry.signal.kind == "live":
+    if isinstance(entry, KdEntry | OnPolicyEntry) and teacher is not None and entry.signal.kind == "live":
         frozen, models = 2 * teacher.parameters, 2  # a teacher in 16 bits
-    elif isinstance(entry, DpoEntry) and not adapters:
+    elif isinstance(entry, DpoEntry | KtoEntry) and not adapters:
         frozen = shape.parameters * stored
     chunk = min(work.tokens, work.chunk_tokens or work.tokens)
     return TrainingMemory(

@@ -39,9 +39,10 @@ from distill.plan.roofline import (
 )
 from distill.plan.shapes import ModelShape, ModelSize, pruned, read_size, scratch_shape
 from distill.recipe.generate import Job
+from distill.recipe.quantize import Qat
 from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher, Teacher
-from distill.recipe.train import KdEntry
+from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import Run, digest_of
 from distill.teacher.pricing import Rates, blended, rates_of
 
@@ -161,7 +162,9 @@ def _training(
             tokens = steps * tokens_per_step(entry) if steps is not None else None
             row["tokens_at_most"] = tokens
             if tokens is not None:
-                beside = isinstance(entry, KdEntry) and entry.signal.kind != "stored"  # a stored signal costs it once
+                beside = (
+                    isinstance(entry, KdEntry | OnPolicyEntry) and entry.signal.kind != "stored"
+                )  # a stored signal costs it once
                 kd_teacher = 2 * teacher.parameters if teacher is not None and beside else 0
                 flop = (6 * student.parameters + kd_teacher) * tokens
                 row["gpu_hours_at_most"] = flop / (_MODEL_FLOP_UTILISATION * gpu.flops) / 3600
@@ -178,7 +181,10 @@ def _serving(recipe: Recipe, gpu: Gpu, student: ModelSize | None, teacher: Model
     if student is not None:
         rows.append(_served("student", student.shape, student.parameters * value_bytes, value_bytes, recipe, gpu))
         for quantizer in recipe.quantize:
-            weights = quantized_weight_bytes(student.shape, quantizer)
+            trained = recipe.trained_grid(quantizer.of or recipe.train[-1].name)
+            scheme = trained if isinstance(quantizer, Qat) else quantizer
+            assert scheme is not None, "the recipe refuses qat of a student that was trained on no grid"
+            weights = quantized_weight_bytes(student.shape, scheme)
             rows.append(_served(quantizer.name, student.shape, weights, value_bytes, recipe, gpu))
     return rows
 

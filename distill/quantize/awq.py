@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.quantize.scales import Grid, dequantize, round_to_nearest
+from distill.model.scales import Grid, dequantize, round_to_nearest
 
 _SMALLEST = 1e-4
 

@@ -10,6 +10,7 @@ from bitsandbytes import functional
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from distill.model.recast import keep_exact
 from distill.quiet import quiet
 
 NF4_OFFSET = 0.9677083
@@ -101,6 +102,7 @@ def _load(folder: Path, config: BitsAndBytesConfig, device: str) -> PreTrainedMo
             folder, quantization_config=config, dtype="auto", device_map={"": device}
         )
     assert isinstance(model, PreTrainedModel)
+    keep_exact(model)
     return model
 
 

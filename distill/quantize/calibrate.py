@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from distill.errors import DistillError
 from distill.model.calibration import Batch
+from distill.model.linears import linears_of
 
 
 @dataclass(frozen=True)
@@ -48,35 +49,6 @@ Extras = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 class _SeenEnough(Exception):
     """Ends a forward pass once the wanted inputs were seen."""
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder layers: the one list as long as the config says, each item with linears inside."""
-    wanted = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == wanted and all(len(linears_of(m)) >= 2 for m in module)
-    ]
-    kind = type(model).__name__
-    if len(found) != 1:
-        raise DistillError(
-            f"{kind}: {len(found)} lists of {wanted} decoder layers made of linears, where one is needed",
-            remedy="use method nf4 or int8, which need no calibration",
-        )
-    name, layers = found[0]
-    for parameter_name, parameter in layers.named_parameters():
-        if parameter.ndim > 2:
-            raise DistillError(
-                f"{kind}: {name}.{parameter_name} fuses several weights in one tensor (experts)",
-                remedy="use method nf4 or int8",
-            )
-    return name, layers
-
-
-def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
-    """Linears inside a layer, by name."""
-    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
 
 
 @torch.no_grad()

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from distill.errors import DistillError
 from distill.model.calibration import Batch, calibration_batches
+from distill.model.fake_quant import read_grid
 from distill.model.load import load_model, load_tokenizer
 from distill.quantize.export import quantized_bits_per_weight, save_packed, weight_bytes
 from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
 from distill.quiet import quiet
-from distill.recipe.quantize import Awq, Int8, Nf4, Quantizer
+from distill.recipe.quantize import Awq, Int8, Nf4, Qat, Quantizer
 from distill.recipe.quantize import Gptq as GptqEntry
 
 Metrics = dict[str, Any]
@@ -35,7 +36,9 @@ def quantize_checkpoint(
     tokenizer = load_tokenizer(source)
     shutil.rmtree(target, ignore_errors=True)
     try:
-        if isinstance(entry, Nf4 | Int8):
+        if isinstance(entry, Qat):
+            metrics = _trained(source, target)
+        elif isinstance(entry, Nf4 | Int8):
             metrics = _bitsandbytes(entry, source, target)
         else:
             assert data is not None
@@ -56,6 +59,19 @@ def quantize_checkpoint(
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _trained(source: Path, target: Path) -> Metrics:
+    """What fake quantization trained: the weights are those of the grid already, and only their form changes."""
+    linears = read_grid(source)
+    model: PreTrainedModel = load_model(source, dtype="stored", device="cpu")
+    errors = {}
+    for name, linear in linears.items():
+        weight, rounded = model.get_parameter(f"{name}.weight").detach().float(), linear.weight().float()
+        errors[name] = float((weight - rounded).norm() / weight.norm())
+    save_packed(model, linears, target)
+    found = [{"name": name, "weight_error": error} for name, error in errors.items()]
+    return {"weight_error": statistics.fmean(errors.values()), "linears": found}
 
 
 def _bitsandbytes(entry: Nf4 | Int8, source: Path, target: Path) -> Metrics:

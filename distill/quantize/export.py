@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from distill.errors import CheckpointError
 from distill.kernels.pack import pack
-from distill.quantize.scales import Grid
-from distill.quantize.sequential import QuantizedLinear
+from distill.model.scales import Grid, QuantizedLinear
 from distill.quiet import quiet
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.quantize.calibrate import Extras, InputGroup, LayerInputs, linears_of, run_layer
+from distill.model.linears import linears_of
+from distill.quantize.calibrate import Extras, InputGroup, LayerInputs, run_layer
 
 _TOLERANCE = 0.02
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.quantize.scales import Grid, decode, encode, fit_clipped
+from distill.model.scales import Grid, decode, encode, fit_clipped
 
 _BLOCK_COLUMNS = 128
 _DAMPING_TRIES = 4

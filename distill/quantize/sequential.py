@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.errors import DistillError
+from distill.model.linears import common_group_size, decoder_layers, linears_of
+from distill.model.scales import (
+    Grid,
+    QuantizedLinear,
+    dequantize,
+    group_size_for,
+    output_error,
+    round_to_nearest,
+)
 from distill.quantize.awq import rescale, search_scales
 from distill.quantize.calibrate import (
     Batch,
@@ -20,35 +28,11 @@ from distill.quantize.calibrate import (
     LayerInputs,
     advance,
     capture,
-    decoder_layers,
     input_groups,
     input_statistics,
-    linears_of,
 )
 from distill.quantize.fold import Heads, Producer, divide, find_producer
 from distill.quantize.gptq import gptq
-from distill.quantize.scales import (
-    MIN_GROUP_SIZE,
-    Grid,
-    dequantize,
-    group_size_for,
-    output_error,
-    round_to_nearest,
-)
-
-
-@dataclass(frozen=True)
-class QuantizedLinear:
-    """A linear's weight on its grid: int8 codes (O, I), scales (O, G) in its dtype, int8 zeros (O, G) if any."""
-
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor | None
-    grid: Grid
-
-    def weight(self) -> Tensor:
-        """The weight that the codes stand for, as transformers and vLLM compute it."""
-        return dequantize(self.codes, self.scales, self.zeros)
 
 
 @dataclass(frozen=True)
@@ -131,7 +115,7 @@ def quantize_model(
     model.eval()
     prefix, layers = decoder_layers(model)
     if not settings.symmetric:
-        settings = replace(settings, group_size=_common_group_size(layers, settings.group_size))
+        settings = replace(settings, group_size=common_group_size(layers, settings.group_size))
     inputs, extras = capture(model, layers, batches)
     heads = Heads.of(model)
     producers: dict[Structure, Producer | None] = {}
@@ -148,18 +132,6 @@ def quantize_model(
         if progress is not None:
             progress(index + 1, len(layers))
     return QuantizedModel(linears, tuple(reports))
-
-
-def _common_group_size(layers: nn.ModuleList, wanted: int) -> int:
-    """One size for the whole model: a format with zero points loads in transformers only with one grid."""
-    widths = {linear.in_features for layer in layers for linear in linears_of(layer).values()}
-    size = min(group_size_for(width, wanted) for width in widths)
-    if any(group_size_for(width, size) != size for width in widths):
-        raise DistillError(
-            f"no group size of at least {MIN_GROUP_SIZE} made by halving {wanted} divides all of {sorted(widths)}",
-            remedy="set symmetric: true, which allows a size for each linear",
-        )
-    return size
 
 
 class _LayerQuantizer:

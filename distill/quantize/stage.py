@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from distill.errors import DistillError
-from distill.recipe.quantize import Int8, Nf4, Quantizer
+from distill.recipe.quantize import Int8, Nf4, Qat, Quantizer
 from distill.recipe.schema import Recipe
 from distill.recipe.train import LmEntry
 from distill.runs import Run, StageFolder, digest_of, path_digest
@@ -46,7 +46,7 @@ def _source(recipe: Recipe, run: Run, entry: Quantizer) -> Path:
 
 def _calibration_path(recipe: Recipe, run: Run, entry: Quantizer) -> Path | None:
     """Dataset of the calibration rows; without one named, the first that the quantized entry was trained on."""
-    if isinstance(entry, Nf4 | Int8):
+    if isinstance(entry, Nf4 | Int8 | Qat):
         return None
     if entry.calibration.data is not None:
         return run.dataset(entry.calibration.data)

@@ -61,4 +61,10 @@ class Awq(QuantizeCommon):
     calibration: Calibration = Calibration()
 
 
-Quantizer = Annotated[Nf4 | Int8 | Gptq | Awq, Field(discriminator="method")]
+class Qat(QuantizeCommon):
+    """The grid that a kd entry with `quantize` was trained on, as it was trained: nothing is rounded anew."""
+
+    method: Literal["qat"]
+
+
+Quantizer = Annotated[Nf4 | Int8 | Gptq | Awq | Qat, Field(discriminator="method")]

@@ -11,7 +11,7 @@ from distill.recipe.base import Section
 from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
 from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
-from distill.recipe.train import Entry, KdEntry, LmEntry
+from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry
 
 
 class Serve(Section):
@@ -107,6 +107,11 @@ class Recipe(Section):
         index = names.index(entry_name)
         return self.train[index].init or (names[index - 1] if index else "student")
 
+    def trained_grid(self, entry_name: str) -> FakeQuantization | None:
+        """The grid on which a train entry rounds its student's weights."""
+        entry = next(entry for entry in self.train if entry.name == entry_name)
+        return entry.quantize if isinstance(entry, KdEntry) else None
+
     def _teacher_problems(self) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between teachers and the jobs that name them."""
         labels = [self.teacher.id or self.teacher.model]
@@ -154,12 +159,17 @@ class Recipe(Section):
             elif data not in jobs and not _is_path(data):
                 yield place, f"no generate job '{data}'", jobs
 
-    def _kd_problems(self, index: int, entry: KdEntry) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
-        """Mistakes between a kd entry, its signal and the teacher."""
-        if entry.needs_weights and self.teacher_weights() is None:
-            problem = "kd reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
+    def _kd_problems(
+        self, index: int, entry: KdEntry | OnPolicyEntry
+    ) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        """Mistakes between an entry that distils, its signal and the teacher."""
+        if (isinstance(entry, OnPolicyEntry) or entry.needs_weights) and self.teacher_weights() is None:
+            name = entry.objective
+            problem = (
+                f"{name} reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
+            )
             yield ("train", index, "objective"), problem, ()
-        unsound = entry.signal_problem()
+        unsound = entry.signal_problem() if isinstance(entry, KdEntry) else None
         if unsound is not None:
             yield ("train", index, unsound[0]), unsound[1], ()
 
@@ -218,7 +228,7 @@ class Recipe(Section):
                         f"no generate job '{name}' (a path ends in .parquet)",
                         jobs,
                     )
-            if isinstance(entry, KdEntry):
+            if isinstance(entry, KdEntry | OnPolicyEntry):
                 yield from self._kd_problems(index, entry)
             if entry.batch_size % entry.micro_batch_size:
                 yield (
@@ -232,6 +242,10 @@ class Recipe(Section):
                 yield ("quantize", index), "there is no train entry to quantize", ()
             elif quantizer.of is not None and quantizer.of not in trained:
                 yield ("quantize", index, "of"), f"no train entry '{quantizer.of}'", trained
+            if quantizer.method == "qat" and trained:
+                name = quantizer.of or trained[-1]
+                if name in trained and self.trained_grid(name) is None:
+                    yield ("quantize", index, "method"), f"'{name}' was not trained on a grid: set its quantize", ()
             if quantizer.method in ("gptq", "awq"):
                 data = quantizer.calibration.data
                 if data is not None and data not in jobs and not _is_path(data):

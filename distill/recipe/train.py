@@ -63,21 +63,51 @@ class SftEntry(EntryCommon):
     packing: bool = False
 
 
-class KdEntry(EntryCommon):
-    """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
+class DivergenceFields(Section):
+    """Which divergence between teacher and student, and how it is computed."""
 
-    objective: Literal["kd"]
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"
     beta: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share of the mixture of jsd")
     skew: float = Field(default=0.1, gt=0, lt=1, description="share of the first distribution in the skew KLs' second")
     temperature: float = Field(default=1.0, gt=0)
-    ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     chunk_tokens: int | None = Field(
         default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
     )
     kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
+
+
+class LayerPair(Section):
+    """A layer of each model: 0 is the embeddings, n the output of the n-th layer."""
+
+    student: int = Field(ge=0)
+    teacher: int = Field(ge=0)
+
+
+class HiddenMatching(Section):
+    """Hidden states of some of the student's layers pulled to the teacher's, through projections trained along."""
+
+    layers: tuple[LayerPair, ...] = Field(min_length=1, description="whose states are compared")
+    weight: float = Field(default=1.0, gt=0, description="loss = the entry's own + weight x mean distance")
+    measure: Literal["mse", "cosine"] = "mse"
+
+
+class FakeQuantization(Section):
+    """The grid on which the weights of the decoder layers' linears are rounded while they are trained."""
+
+    bits: Literal[3, 4, 8] = 4
+    group_size: int = Field(default=128, ge=8)
+    symmetric: bool = True
+
+
+class KdEntry(EntryCommon, DivergenceFields):
+    """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
+
+    objective: Literal["kd"]
+    ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     packing: bool = False
     signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
+    matching: HiddenMatching | None = Field(default=None, description="of a live teacher's hidden states, beside")
+    quantize: FakeQuantization | None = Field(default=None, description="train for a quantized student (method qat)")
 
     @property
     def needs_weights(self) -> bool:
@@ -87,9 +117,16 @@ class KdEntry(EntryCommon):
         return not isinstance(self.signal, StoredSignal)
 
     def signal_problem(self) -> tuple[str, str] | None:
-        """(key, problem) where the objective asks of the signal what it cannot give."""
+        """(key, problem) where the objective asks for what signal or adapters cannot give."""
+        if self.quantize is not None and self.lora is not None:
+            return "quantize", "rounds the weights that are trained, which adapters leave alone: leave lora out"
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):
+            return (
+                "matching",
+                "only a live teacher has hidden states of every layer: use signal live, ce_weight below 1",
+            )
         if isinstance(self.signal, FromWeights) and self.signal.precision == "nf4" and self.signal.moves:
             return "signal", "4-bit weights stay where they compute: leave out offload and shard, or nf4"
         told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
@@ -98,12 +135,58 @@ class KdEntry(EntryCommon):
         return None
 
 
+class Rollout(Section):
+    """How the student answers its prompts."""
+
+    temperature: float = Field(default=1.0, ge=0, le=100, description="of sampling; 0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=256, ge=1, description="of an answer; with its prompt at most max_length")
+    kv_gib: float = Field(default=1.0, gt=0, description="memory of the engine's KV cache, in GiB")
+    attention: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="what computes the engine's attention; auto: triton on CUDA, with CUDA graphs"
+    )
+
+
+class OnPolicyEntry(EntryCommon, DivergenceFields):
+    """Divergence to the teacher on the student's own answers (generalized knowledge distillation, 2306.13649)."""
+
+    objective: Literal["on_policy"]
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "reverse_kl"
+    lmbda: float = Field(
+        default=1.0, ge=0, le=1, description="share of the steps that train on the student's answers, not the dataset's"
+    )
+    rollout: Rollout = Rollout()
+    signal: LiveSignal = Field(default=LiveSignal(), description="how the teacher's weights are held")
+
+
 class DpoEntry(EntryCommon):
     """Direct preference optimization (2305.18290) on chosen/rejected pairs."""
 
     objective: Literal["dpo"]
     beta: float = Field(default=0.1, gt=0)
     loss_type: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    learning_rate: float = Field(default=5e-7, gt=0)
+
+
+class SimpoEntry(EntryCommon):
+    """Simple preference optimization (2405.14734) on pairs: mean log probability as the reward, and no reference."""
+
+    objective: Literal["simpo"]
+    beta: float = Field(default=2.0, gt=0)
+    gamma: float = Field(default=1.0, ge=0, description="margin that the chosen answer's reward is to have")
+    learning_rate: float = Field(default=1e-6, gt=0)
+
+
+class KtoEntry(EntryCommon):
+    """Kahneman-Tversky optimization (2402.01306) on single answers, each desirable or not; pairs give two of them."""
+
+    objective: Literal["kto"]
+    beta: float = Field(default=0.1, gt=0)
+    desirable_weight: float = Field(default=1.0, gt=0)
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    micro_batch_size: int = Field(
+        default=8, ge=2, description="rows per forward pass of a process, among which the KL divergence is estimated"
+    )
     learning_rate: float = Field(default=5e-7, gt=0)
 
 
@@ -129,4 +212,7 @@ class LmEntry(Section):
     seed: int = 0
 
 
-Entry = Annotated[SftEntry | KdEntry | DpoEntry | LmEntry, Field(discriminator="objective")]
+PairsEntry = DpoEntry | SimpoEntry | KtoEntry
+Entry = Annotated[
+    SftEntry | KdEntry | OnPolicyEntry | DpoEntry | SimpoEntry | KtoEntry | LmEntry, Field(discriminator="objective")
+]

@@ -9,7 +9,7 @@ import torch
 
 from distill.errors import DistillError
 from distill.model.precision import has_fast_bfloat16
-from distill.recipe.train import DpoEntry, EntryCommon
+from distill.recipe.train import EntryCommon
 
 
 def accumulation(entry: EntryCommon, processes: int) -> int:
@@ -32,7 +32,7 @@ def uses_bfloat16(entry: EntryCommon) -> bool:
 
 
 def common_arguments(entry: EntryCommon, *, steps: int, processes: int, checkpoints: Path) -> dict[str, Any]:
-    """Keywords that SFTConfig and DPOConfig share."""
+    """Keywords that the configurations of all of TRL's trainers share."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(checkpoints),
@@ -65,8 +65,3 @@ def common_arguments(entry: EntryCommon, *, steps: int, processes: int, checkpoi
         "ddp_find_unused_parameters": False,
         "average_tokens_across_devices": True,
     }
-
-
-def dpo_loss(entry: DpoEntry) -> dict[str, Any]:
-    """DPOConfig's own keywords."""
-    return {"beta": entry.beta, "loss_type": [entry.loss_type], "remove_unused_columns": True}

@@ -32,6 +32,11 @@ KEYS = {
     "cross_entropy": "cross_entropy",
     "agreement": "agreement",
     "accuracy": "accuracy",
+    "matching": "matching",
+    "on_policy": "on_policy",
+    "answer_tokens": "answer_tokens",
+    "ended": "ended",
+    "kl": "kl",
     "rewards/margins": "reward_margin",
     "rewards/accuracies": "reward_accuracy",
     "rewards/chosen": "reward_chosen",
@@ -106,6 +111,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     _task: Any = None
     _spoken: float = 0.0
     _last_step: int = 0
+    _told: tuple[int, int] | None = None  # tokens and trained ones up to the last log, where only the trainer knows
+    _told_first: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -116,6 +123,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.first_step = state.global_step
         self._started = time.monotonic()
+        self._told_first = int(next((line["tokens"] for line in reversed(state.log_history) if "tokens" in line), 0))
         if self.console is None:
             return
         self._progress = Progress(
@@ -154,6 +162,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         found = {KEYS[key]: float(value) for key, value in (logs or {}).items() if key in KEYS}
         if "loss" not in found:
             return
+        if logs is not None and "tokens" in logs:
+            self._told = int(logs["tokens"]), int(logs["trained_tokens"])
         step = state.global_step
         if not math.isfinite(found["loss"]) or not math.isfinite(found.get("grad_norm", 0.0)):
             raise DistillError(
@@ -166,8 +176,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 {
                     **found,
                     "epoch": step * self.count.batch_size / self.count.rows_per_epoch,
-                    "tokens": self.count.tokens[step],
-                    "trained_tokens": self.count.trained[step],
+                    **self.totals(step),
                     "seconds": self.seconds,
                     "tokens_per_second": self.tokens_per_second,
                 },
@@ -183,7 +192,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self._progress.stop()
             self._progress = None
 
+    def totals(self, step: int) -> dict[str, int]:
+        """Tokens up to a step, which was the last one logged, and those of them that were trained."""
+        tokens, trained = self._told or (self.count.tokens[step], self.count.trained[step])
+        return {"tokens": tokens, "trained_tokens": trained}
+
     def _done_tokens(self) -> int:
+        if self._told is not None:
+            return self._told[0] - self._told_first
         return self.count.tokens[self._last_step] - self.count.tokens[self.first_step]
 
     def _speak(self, state: TrainerState) -> None:

@@ -43,9 +43,7 @@ class PreferenceTrainer(GuardedTrainer, DPOTrainer):
             peft_config=peft_config,
         )
         self.finite = finite
-        for policy_or_reference in (model, ref_model):
-            if policy_or_reference is not None:
-                _without_dropout(policy_or_reference)
+        without_dropout(model, ref_model)
 
     def _prepare_dataset(  # type: ignore[override]
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: DPOConfig, dataset_name: str
@@ -54,9 +52,10 @@ class PreferenceTrainer(GuardedTrainer, DPOTrainer):
         return dataset
 
 
-def _without_dropout(model: nn.Module) -> None:
+def without_dropout(*models: nn.Module | None) -> None:
     """Also what TRL leaves: attention's probabilities are numbers in the modules of transformers, not `nn.Dropout`s."""
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+    for model in models:
+        for module in model.modules() if model is not None else ():
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, SFTConfig
+from trl import SFTConfig
 
-from distill.errors import DistillError
+from distill.model.fake_quant import attach_fake_quantization
 from distill.model.load import DtypeName, load_model, load_tokenizer, require_chat_template
-from distill.objectives.divergences import CROSS_ENTROPY, Objective
-from distill.objectives.head import Form
+from distill.model.scales import Grid
 from distill.quiet import quiet
-from distill.recipe.train import DpoEntry, KdEntry, SftEntry
+from distill.recipe.train import DpoEntry, KdEntry, KtoEntry, OnPolicyEntry, PairsEntry, SftEntry, SimpoEntry
 from distill.runs import StageFolder
 from distill.track import Tracker
-from distill.train.arguments import common_arguments, dpo_loss, uses_bfloat16
+from distill.train.arguments import common_arguments, uses_bfloat16
 from distill.train.batches import Pairs, Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
 from distill.train.callbacks import Stop, TokenCount, Watch
 from distill.train.checkpoints import CHECKPOINTS, Found, newest_whole, remove_after
-from distill.train.dpo import PreferenceTrainer
-from distill.train.export import save_student
+from distill.train.export import save_student, stored_dtype
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
+from distill.train.preference import preference_trainer
 from distill.train.processes import Processes
+from distill.train.rollouts import Rollouts
+from distill.train.settings import form_of, grids_for, matching_of, objective_of
 from distill.train.signals import Place, open_signal
+from distill.train.unpaired import Answers, read_answers
 
-ChatEntry = SftEntry | KdEntry | DpoEntry
+ChatEntry = SftEntry | KdEntry | OnPolicyEntry | PairsEntry
+Rows = Sequences | Pairs | Answers
 MODEL = "model"
 
 
@@ -83,7 +84,7 @@ def train_entry(
         watch = Watch(count, stop, tracker, console if processes.is_first else None, entry.name)
         finite = FiniteCheck(entry.name, order, rows.places, [str(path) for path in source.data])
         checkpoints = folder.path / CHECKPOINTS
-        trainer = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
+        trainer, grids = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
         found = _resume(checkpoints, processes, tracker, console, entry.name)
         try:
             with stop.listening():
@@ -101,106 +102,90 @@ def train_entry(
             dtype=source.dtype,
             lora=entry.lora,
             trust_remote_code=source.trust_remote_code,
+            grids=grids,
         )
     return _metrics(entry, rows, watch, steps, processes, trainer)
 
 
-def _read(entry: ChatEntry, tokenizer: PreTrainedTokenizerBase, data: Sequence[Path]) -> Sequences | Pairs:
-    if isinstance(entry, DpoEntry):
+def _read(entry: ChatEntry, tokenizer: PreTrainedTokenizerBase, data: Sequence[Path]) -> Rows:
+    if isinstance(entry, KtoEntry):
+        return read_answers(tokenizer, data, entry.max_length)
+    if isinstance(entry, DpoEntry | SimpoEntry):
         return read_pairs(tokenizer, data, entry.max_length)
     rows = read_sequences(tokenizer, data, entry.max_length)
-    return pack(rows, entry.max_length, entry.seed) if entry.packing else rows
+    packing = not isinstance(entry, OnPolicyEntry) and entry.packing
+    return pack(rows, entry.max_length, entry.seed) if packing else rows
 
 
 def _trainer(
     entry: ChatEntry,
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequences | Pairs,
+    rows: Rows,
     order: list[int],
     steps: int,
     checkpoints: Path,
     processes: Processes,
     watch: Watch,
     finite: FiniteCheck,
-) -> Trainer:
+) -> tuple[Trainer, dict[str, Grid]]:
+    """The entry's trainer, and the grids that the student's weights are rounded to while it trains."""
     # LoRA's frozen base may stay as it is stored; weights that are trained are float32, for bfloat16 loses updates.
     dtype: DtypeName = "stored" if entry.lora is not None and uses_bfloat16(entry) else "float32"
     model = load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code)
+    grids = grids_for(entry, model)
     arguments = common_arguments(entry, steps=steps, processes=processes.size, checkpoints=checkpoints)
     peft_config = adapter_config(entry.lora) if entry.lora is not None else None
-    trainer: Trainer
-    if isinstance(entry, DpoEntry):
-        assert isinstance(rows, Pairs)
-        reference = None
-        if entry.lora is None:
-            reference = load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code)
-        trainer = PreferenceTrainer(
+    if not isinstance(entry, SftEntry | KdEntry | OnPolicyEntry):
+        assert not isinstance(rows, Sequences)
+        trainer = preference_trainer(
+            entry,
             model,
-            ref_model=reference,
-            args=DPOConfig(**arguments, **dpo_loss(entry)),
-            train_dataset=_dataset(rows).select(order),
-            processing_class=tokenizer,
+            lambda: load_model(source.init, dtype=dtype, device="cpu", trust_remote_code=source.trust_remote_code),
+            rows,
+            order,
+            tokenizer,
+            arguments,
             callbacks=[watch],
             finite=finite,
             peft_config=peft_config,
         )
-    else:
-        assert isinstance(rows, Sequences)
-        # The collator picks the columns: the trainer would drop the row ids, by which stored signals find their rows.
-        prepared = {"skip_prepare_dataset": True}
-        config = SFTConfig(**arguments, dataset_kwargs=prepared, remove_unused_columns=False)
-        signal_of = None
-        if isinstance(entry, KdEntry) and entry.ce_weight < 1.0:
-            assert source.place is not None, "a kd entry has a teacher"
-            signal_of = open_signal(entry, source.place, model, tokenizer, rows, config.device)
-        assert tokenizer.pad_token_id is not None
-        trainer = KDTrainer(
-            model,
-            args=config,
-            data_collator=collator(tokenizer.pad_token_id),
-            train_dataset=_dataset(rows).select(order),
-            processing_class=tokenizer,
-            callbacks=[watch],
-            finite=finite,
-            peft_config=peft_config,
-            objective=objective_of(entry),
-            signal=signal_of,
-            chunk_tokens=entry.chunk_tokens if isinstance(entry, KdEntry) else None,
-            form=_form(entry, config.device),
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def objective_of(entry: SftEntry | KdEntry) -> Objective:
-    """sft is the loss head with cross entropy alone."""
-    if isinstance(entry, SftEntry):
-        return CROSS_ENTROPY
-    return Objective(entry.divergence, entry.beta, entry.temperature, entry.ce_weight, entry.skew)
-
-
-def _form(entry: SftEntry | KdEntry, device: torch.device) -> Form:
-    """What computes the loss. Raises where a kernel is asked for that cannot run here."""
-    if isinstance(entry, SftEntry) or entry.kernel == "torch":
-        return "torch"
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        raise DistillError(
-            f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="set `kernel: torch`"
-        )
-    return "triton"
-
-
-def _dataset(rows: Sequences | Pairs) -> Dataset:
-    if isinstance(rows, Sequences):
-        return Dataset.from_dict(_columns(rows))
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [pair.prompt_ids for pair in rows.pairs],
-            "chosen_ids": [pair.chosen_ids for pair in rows.pairs],
-            "rejected_ids": [pair.rejected_ids for pair in rows.pairs],
-        }
+        trainer.remove_callback(PrinterCallback)
+        return trainer, grids
+    assert isinstance(rows, Sequences)
+    attach_fake_quantization(model, grids, stored_dtype(model, source.dtype))
+    # The collator picks the columns: the trainer would drop the row ids, by which stored signals find their rows.
+    prepared = {"skip_prepare_dataset": True}
+    config = SFTConfig(**arguments, dataset_kwargs=prepared, remove_unused_columns=False)
+    objective = objective_of(entry)
+    signal_of = None
+    if not isinstance(entry, SftEntry) and objective.ce_weight < 1.0:
+        assert source.place is not None, "kd and on_policy have a teacher"
+        signal_of = open_signal(entry, source.place, model, tokenizer, rows, config.device)
+    assert tokenizer.pad_token_id is not None
+    collate = collator(tokenizer.pad_token_id)
+    rollouts = None
+    if isinstance(entry, OnPolicyEntry):
+        own_rows, bfloat16 = entry.batch_size // processes.size, uses_bfloat16(entry)
+        rollouts = Rollouts(model, tokenizer, entry, rows=own_rows, collate=collate, bfloat16=bfloat16)
+    trainer = KDTrainer(
+        model,
+        args=config,
+        data_collator=collate,
+        train_dataset=Dataset.from_dict(_columns(rows)).select(order),
+        processing_class=tokenizer,
+        callbacks=[watch],
+        finite=finite,
+        peft_config=peft_config,
+        objective=objective,
+        signal=signal_of,
+        chunk_tokens=None if isinstance(entry, SftEntry) else entry.chunk_tokens,
+        form=form_of(entry, config.device),
+        rollouts=rollouts,
+        matching=matching_of(entry, model, signal_of),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, grids
 
 
 def _columns(rows: Sequences) -> dict[str, Any]:
@@ -240,7 +225,7 @@ def _leave(number: int, where: str, processes: Processes, console: Console) -> N
 
 
 def _metrics(
-    entry: ChatEntry, rows: Sequences | Pairs, watch: Watch, steps: int, processes: Processes, trainer: Trainer
+    entry: ChatEntry, rows: Rows, watch: Watch, steps: int, processes: Processes, trainer: Trainer
 ) -> dict[str, Any]:
     """For the manifest. Final values are means over the logs of the last tenth of the steps."""
     late = [point for point in watch.history if point["step"] > 0.9 * steps] or watch.history[-1:]
@@ -256,8 +241,7 @@ def _metrics(
         "rows_dropped": rows.num_dropped,
         "rows_truncated": rows.num_truncated,
         "epochs": steps * entry.batch_size / len(rows.lengths),
-        "tokens": watch.count.tokens[steps],
-        "trained_tokens": watch.count.trained[steps],
+        **watch.totals(steps),
         "train_seconds": watch.seconds,
         "tokens_per_second": watch.tokens_per_second,
         "resumed_at": watch.first_step,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from distill.model.fake_quant import round_weight, save_grid
 from distill.model.load import DtypeName, load_model
+from distill.model.scales import Grid
 from distill.recipe.train import Lora
 from distill.train.checkpoints import flush, flush_tree
 from distill.train.lora import merge_adapter
+from distill.train.saving import PROJECTIONS
 
 
 def save_student(
@@ -24,8 +29,12 @@ def save_student(
     dtype: DtypeName,
     lora: Lora | None,
     trust_remote_code: bool,
+    grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> None:
-    """Write the trained model in `dtype`. Every process takes part in gathering it; the first one writes."""
+    """Write the trained model in `dtype`; the linears named in `grids` on these, with their codes beside.
+
+    Every process takes part in gathering it; the first one writes.
+    """
     partial = out.with_name(out.name + ".partial")
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)
@@ -42,9 +51,15 @@ def save_student(
         elif state is not None:
             model = trainer.accelerator.unwrap_model(trainer.model)
             assert isinstance(model, PreTrainedModel)
+            stored = stored_dtype(model, dtype)
+            rounded = {name: round_weight(state[f"{name}.weight"], grid, stored) for name, grid in grids.items()}
+            state |= {f"{name}.weight": linear.weight() for name, linear in rounded.items()}
             _save(model, state, partial, dtype)
+            if rounded:
+                save_grid(rounded, partial)
         tokenizer.save_pretrained(str(partial))
-        (partial / "training_args.bin").unlink(missing_ok=True)
+        for name in ("training_args.bin", PROJECTIONS):
+            (partial / name).unlink(missing_ok=True)
         flush_tree(partial)  # before the manifest says that it is there
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
@@ -52,8 +67,14 @@ def save_student(
     trainer.accelerator.wait_for_everyone()
 
 
+def stored_dtype(model: PreTrainedModel, dtype: DtypeName) -> torch.dtype:
+    """In which a trained model is written."""
+    found: torch.dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    return found
+
+
 def _save(model: PreTrainedModel, state: dict[str, Tensor], out: Path, dtype: DtypeName) -> None:
-    target = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    target = stored_dtype(model, dtype)
     model.config.dtype = target
     model.config.use_cache = True
     model.save_pretrained(str(out), state_dict=on_cpu(state, target))

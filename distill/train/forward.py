@@ -16,16 +16,19 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Form, Head, head_loss
+from distill.objectives.matching import Matching
 from distill.objectives.sparse import SparseTargets
 from distill.objectives.sparse_head import sparse_head_loss
 
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """What a teacher says of a batch: its last hidden states [B, S, K] and the head that reads them."""
+    """What a teacher says of a batch: its last hidden states [B, S, K] and the head that reads them; `layers` are the
+    hidden states of those of its layers that are to be matched."""
 
     hidden: Tensor
     head: Head
+    layers: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -33,7 +36,7 @@ class LossOutput(ModelOutput):
     """Sums over the scored tokens of this process's micro-batch, as in `objectives.divergences.LossSums`."""
 
     loss: Tensor | None = None
-    metrics: Tensor | None = None  # [5]: divergence, cross entropy, agreement, accuracy, weight
+    metrics: Tensor | None = None  # [6]: divergence, cross entropy, agreement, accuracy, weight, matching
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -60,14 +63,21 @@ def logit_scale(config: Any) -> float:
 
 
 def attach_loss_head(
-    model: PreTrainedModel, objective: Objective, chunk_tokens: int | None = None, form: Form = "torch"
+    model: PreTrainedModel,
+    objective: Objective,
+    chunk_tokens: int | None = None,
+    form: Form = "torch",
+    matching: Matching | None = None,
 ) -> None:
     """Make `model(..., labels=labels, with_loss_head=True, teacher=signal)` return a LossOutput.
 
     Without `with_loss_head` the forward is the model's own. Labels are shifted here, once. The base model and the head
-    are looked up on each call, for FSDP and PEFT replace them after this.
+    are looked up on each call, for FSDP and PEFT replace them after this. `matching` becomes a module of the model, so
+    that its projections are trained, and wrapped, with it.
     """
     original = model.forward
+    if matching is not None:
+        model.add_module("matching", matching)
 
     @functools.wraps(type(model).forward)
     def forward(
@@ -80,7 +90,9 @@ def attach_loss_head(
         if not with_loss_head:
             return original(*args, **kwargs)
         labels_BS = kwargs.pop("labels")
-        hidden_BSH = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        kwargs |= {"use_cache": False, "output_hidden_states": matching is not None}  # peft passes some of them on
+        states = self.base_model(*args, **kwargs)
+        hidden_BSH = states.last_hidden_state
         shifted_N = torch.full_like(labels_BS, IGNORED)
         shifted_N[:, :-1] = labels_BS[:, 1:]
         # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
@@ -100,8 +112,13 @@ def attach_loss_head(
                     chunk_tokens=chunk_tokens,
                     form=form,
                 )
-        metrics = torch.stack([sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight])
-        return LossOutput(loss=sums.loss, metrics=metrics)
+        loss, matched = sums.loss, sums.loss.new_zeros(())
+        if matching is not None:
+            assert isinstance(teacher, TeacherSignal)
+            distance = matching(states.hidden_states, teacher.layers, shifted_N != IGNORED)
+            loss, matched = loss + matching.weight * distance, distance.detach().to(matched.dtype)
+        columns = [sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight, matched]
+        return LossOutput(loss=loss, metrics=torch.stack(columns))
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from distill.errors import DistillError
 from distill.objectives.divergences import Objective
 from distill.objectives.head import Form
+from distill.objectives.matching import Matching
 from distill.train.finite import FiniteCheck
 from distill.train.forward import LossOutput, attach_loss_head
-from distill.train.saving import GuardedTrainer
+from distill.train.rollouts import COUNTS, Rollouts
+from distill.train.saving import PROJECTIONS, GuardedTrainer
 from distill.train.signals import Signal
 
 
 class KDTrainer(GuardedTrainer, SFTTrainer):
     """Trains on `objective` through the loss head; `signal` is None iff the objective is cross entropy alone.
+
+    With `rollouts` the rows of a step are what these make of them: on-policy distillation.
 
     The loss of a step is the sum over its scored tokens, on all processes and in all micro-batches, divided by their
     number; DDP averages gradients over processes, so each process multiplies by their count.
@@ -42,6 +49,8 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         signal: Signal | None,
         chunk_tokens: int | None = None,
         form: Form = "torch",
+        rollouts: Rollouts | None = None,
+        matching: Matching | None = None,
     ) -> None:
         assert (signal is None) == (objective.ce_weight == 1.0)
         super().__init__(
@@ -53,12 +62,31 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
             callbacks=[finite, *callbacks],
             peft_config=peft_config,
         )
-        attach_loss_head(model, objective, chunk_tokens, form)
+        if matching is not None:
+            matching.to(self.args.device)
+        attach_loss_head(model, objective, chunk_tokens, form, matching)
         # Makes the Trainer count the scored tokens of a whole step, and leave their division to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.signal = signal
         self.finite = finite
-        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._matching = matching
+        self._sums = torch.zeros(6, dtype=torch.float64)
+        self._rollouts = rollouts
+        if rollouts is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise DistillError(
+                "on_policy needs the student's weights whole in every process, to let it answer",
+                remedy="launch with DDP, or on one process",
+            )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of an optimizer step, and their scored tokens over all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._rollouts is None or not batches:
+            return batches, items
+        batches = self._rollouts(batches, self.state.global_step)
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(
         self,
@@ -78,15 +106,44 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         items = torch.as_tensor(num_items_in_batch, device=output.loss.device).clamp(min=1)
         return output.loss / items * self.accelerator.num_processes
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The projections of hidden-state matching stand beside the model in checkpoints, not in it."""
+        super()._save(output_dir, state_dict)
+        if self._matching is not None and output_dir is not None:
+            weights = {name: weight.cpu().contiguous() for name, weight in self._matching.weights().items()}
+            save_file(weights, Path(output_dir) / PROJECTIONS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._matching is not None:
+            self._matching.load(load_file(Path(resume_from_checkpoint) / PROJECTIONS))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds means over the tokens scored since the last log, over all processes."""
         sums = self.accelerator.reduce(self._sums.to(self.args.device, torch.float32)).tolist()
         self._sums.zero_()
         weight = sums[4]
         if weight > 0:
-            names = ("divergence", "cross_entropy", "agreement", "accuracy")
-            means = {name: total / weight for name, total in zip(names, sums, strict=False)}
+            names = ("divergence", "cross_entropy", "agreement", "accuracy", "", "matching")
+            means = {name: total / weight for name, total in zip(names, sums, strict=True) if name}
+            if self._matching is None:
+                del means["matching"]
             if self.signal is None:
                 del means["divergence"], means["agreement"]
             logs.update(means)
+        if self._rollouts is not None:
+            logs.update(self._rollout_means(self._rollouts))
         super().log(logs, start_time)
+
+    def _rollout_means(self, rollouts: Rollouts) -> dict[str, float]:
+        """Means over the answers since the last log, and the tokens since the first step, which nobody knew before."""
+        taken = self.accelerator.reduce(rollouts.take_counts().to(self.args.device)).tolist()
+        counts = dict(zip(COUNTS, taken, strict=True))
+        before = next((line for line in reversed(self.state.log_history) if "tokens" in line), {})
+        found = {name: before.get(name, 0) + counts[name] for name in ("tokens", "trained_tokens")}
+        if counts["steps"]:
+            found["on_policy"] = counts["own_steps"] / counts["steps"]
+        if counts["answers"]:
+            found["answer_tokens"] = counts["answer_tokens"] / counts["answers"]
+            found["ended"] = counts["ended"] / counts["answers"]
+        return found

@@ -23,7 +23,12 @@ Precision = Literal["auto", "bf16", "nf4"]
 
 
 class LiveTeacher:
-    """A frozen teacher in eval mode; its hidden states are made anew for each batch, without gradients."""
+    """A frozen teacher in eval mode; its hidden states are made anew for each batch, without gradients.
+
+    `layers` are those whose states are told beside the last one's; 0 is the embeddings.
+    """
+
+    layers: tuple[int, ...] = ()
 
     def __init__(self, model: PreTrainedModel, head: Head | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -72,8 +77,9 @@ class LiveTeacher:
     def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal:
         assert not self.model.training, "a teacher in train mode would drop activations out"
         inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return TeacherSignal(hidden, self.head)
+        states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=bool(self.layers))
+        told = tuple(states.hidden_states[layer] for layer in self.layers)
+        return TeacherSignal(states.last_hidden_state, self.head, told)
 
 
 def shard_weights(model: PreTrainedModel, device: torch.device, *, offload: bool = False) -> None:
@@ -131,4 +137,7 @@ def _load_nf4(path: str, device: torch.device, trust_remote_code: bool) -> PreTr
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{path} does not load in 4 bits: {error}", remedy="set precision: auto") from error
     assert isinstance(model, PreTrainedModel)
+    from distill.model.recast import keep_exact  # bitsandbytes takes a second to import
+
+    keep_exact(model)
     return model

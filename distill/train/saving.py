@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
 from distill.train.checkpoints import write_checkpoint
 from distill.train.finite import FiniteCheck
+
+PROJECTIONS = "projections.safetensors"  # of hidden-state matching, in a checkpoint
 
 
 class GuardedTrainer(Trainer):
@@ -23,7 +27,8 @@ class GuardedTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one micro-batch, whose loss is looked at before the optimizer step."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with _without_plans():
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.finite.see(loss)
         return loss
 
@@ -34,6 +39,18 @@ class GuardedTrainer(Trainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Nothing: a checkpoint to resume from needs no card, and TRL's would import every tracker there is."""
+
+
+@contextmanager
+def _without_plans() -> Iterator[None]:
+    """Attention by other kernels than cuDNN's, which makes a plan for every shape that it has not seen: micro-batches
+    have lengths of their own (pytorch/pytorch#155958)."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def save_checkpoint(trainer: Trainer, write: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from distill.errors import DataError
 from distill.model.load import load_tokenizer, require_chat_template
 from distill.recipe.schema import Recipe
 from distill.recipe.signals import HiddenSignal, LiveSignal, SampledSignal, StoredSignal, TopKSignal, WrittenSignal
-from distill.recipe.train import KdEntry
+from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import Run, StageFolder, digest_of
 from distill.teacher.client import TeacherClient
 from distill.teacher.distributions import ids_by_bytes
@@ -34,7 +34,14 @@ BaseUrl = Callable[[], str | None]
 
 
 def place_of(
-    recipe: Recipe, run: Run, entry: KdEntry, init: Path, console: Console, *, base_url: BaseUrl, inputs: dict[str, str]
+    recipe: Recipe,
+    run: Run,
+    entry: KdEntry | OnPolicyEntry,
+    init: Path,
+    console: Console,
+    *,
+    base_url: BaseUrl,
+    inputs: dict[str, str],
 ) -> Place:
     """Where the entry finds its teacher; signals that are to be stored and are not yet are written here.
 
@@ -42,7 +49,7 @@ def place_of(
     """
     weights = recipe.teacher_weights()
     trust = recipe.student.trust_remote_code if recipe.student is not None else False
-    if entry.ce_weight == 1.0 or isinstance(entry.signal, LiveSignal):
+    if isinstance(entry, OnPolicyEntry) or entry.ce_weight == 1.0 or isinstance(entry.signal, LiveSignal):
         return Place(weights, "", None, trust)
     if isinstance(entry.signal, StoredSignal):
         folder = Path(entry.signal.path)

@@ -18,7 +18,7 @@ from distill.errors import CheckpointError, DataError
 from distill.objectives.head import Head
 from distill.objectives.sparse import SparseTargets
 from distill.recipe.signals import LiveSignal
-from distill.recipe.train import KdEntry
+from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import digest_of
 from distill.teacher.forms import Sparse, decode_sampled, join
 from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
@@ -47,7 +47,7 @@ class Place:
 
 
 def open_signal(
-    entry: KdEntry,
+    entry: KdEntry | OnPolicyEntry,
     place: Place,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -56,7 +56,7 @@ def open_signal(
 ) -> Signal:
     """The entry's signal. Raises DataError or CheckpointError for one that does not fit student, teacher or rows."""
     if isinstance(entry.signal, LiveSignal):
-        assert place.weights is not None, "the recipe refuses kd without teacher weights"
+        assert place.weights is not None, "the recipe refuses a live signal without teacher weights"
         require_same_tokens(tokenizer, place.weights, trust_remote_code=place.trust_remote_code)
         return LiveTeacher.load(
             place.weights,

@@ -12,7 +12,7 @@ from rich.console import Console
 from distill.errors import DataError, DistillError
 from distill.recipe.schema import Recipe, Student
 from distill.recipe.signals import StoredSignal
-from distill.recipe.train import DpoEntry, Entry, KdEntry, LmEntry, SftEntry
+from distill.recipe.train import Entry, KdEntry, LmEntry, OnPolicyEntry, PairsEntry, SftEntry
 from distill.runs import Run, StageFolder, digest_of, path_digest
 from distill.track import Tracker
 from distill.train.checkpoints import CHECKPOINTS, LM_CHECKPOINT
@@ -118,7 +118,7 @@ def _train_chats(
     recipe: Recipe,
     student: Student,
     run: Run,
-    entry: SftEntry | KdEntry | DpoEntry,
+    entry: SftEntry | KdEntry | OnPolicyEntry | PairsEntry,
     folder: StageFolder,
     processes: Processes,
     tracker: Tracker | None,
@@ -139,7 +139,7 @@ def _train_chats(
             remedy="set student.model, or put an entry of objective lm before it",
         )
     place = None
-    if isinstance(entry, KdEntry):
+    if isinstance(entry, KdEntry | OnPolicyEntry):
         if processes.is_first:
             with quiet():
                 place = place_of(recipe, run, entry, init, console, base_url=base_url, inputs=inputs)
@@ -193,7 +193,7 @@ def _inputs(recipe: Recipe, student: Student, run: Run, entry: Entry) -> dict[st
     teacher = recipe.teacher_weights()
     if isinstance(entry, KdEntry) and isinstance(entry.signal, StoredSignal):
         inputs["signals"] = path_digest(entry.signal.path)
-    elif isinstance(entry, KdEntry) and teacher is not None:
+    elif isinstance(entry, KdEntry | OnPolicyEntry) and teacher is not None:
         inputs["teacher"] = path_digest(teacher)
     return inputs
 
@@ -221,7 +221,7 @@ def _line(entry: Entry, metrics: dict[str, Any]) -> str:
     if isinstance(entry, LmEntry):
         speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
         return f"{entry.name}: {entry.steps} steps, loss {metrics['loss']:.4f}, {speed}"
-    name = {"sft": "accuracy", "kd": "divergence", "dpo": "reward_margin"}[entry.objective]
+    name = {"sft": "accuracy", "kd": "divergence", "on_policy": "divergence"}.get(entry.objective, "reward_margin")
     value = metrics.get(f"final_{name}")
     parts = [
         f"{metrics['steps']} steps",

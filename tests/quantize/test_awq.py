@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from distill.model.scales import Grid, dequantize, output_error, round_to_nearest
 from distill.quantize.awq import normalised, rescale, search_scales
-from distill.quantize.scales import Grid, dequantize, output_error, round_to_nearest
 
 GRID = Grid(4, 32, False)
 

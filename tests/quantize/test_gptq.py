@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.model.scales import Grid, decode, dequantize, encode, fit_clipped, output_error, round_to_nearest
 from distill.quantize.gptq import gptq, inverse_factor
-from distill.quantize.scales import Grid, decode, dequantize, encode, fit_clipped, output_error, round_to_nearest
 
 
 def correlated(features: int, rows: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill.quantize.calibrate import capture, decoder_layers, input_groups, linears_of
+from distill.model.linears import decoder_layers, linears_of
+from distill.model.scales import output_error
+from distill.quantize.calibrate import capture, input_groups
 from distill.quantize.fold import Heads, Producer, divide, find_producer
-from distill.quantize.scales import output_error
 from distill.quantize.sequential import Gptq, Nearest, WeightSettings, quantize_model
 
 from .tiny import configs, probe_ids, tiny_model, token_batches

@@ -51,7 +51,8 @@ def test_every_mistake_is_named_with_its_place_and_the_nearest_valid_name(tmp_pa
     assert problems(tmp_path, text) == [
         "r.yaml:6:30: generate.0.prompts.count: should be a valid integer; got 'ten'",
         "r.yaml:11:5: train.0.learning_rat: unknown key; did you mean 'learning_rate'?",
-        "r.yaml:13:5: train.1.objective: must be one of sft, kd, dpo, lm; got 'kdd'; did you mean 'kd'?",
+        "r.yaml:13:5: train.1.objective: must be one of sft, kd, on_policy, dpo, simpo, kto, lm; got 'kdd'; "
+        "did you mean 'kd'?",
     ]
 
 

@@ -11,10 +11,12 @@ from transformers import LlamaForCausalLM
 
 from distill.errors import DataError
 from distill.model.load import load_model, load_tokenizer
-from distill.objectives.divergences import CROSS_ENTROPY
+from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.objectives.matching import Matching
 from distill.records import INSTRUCTION, write_parquet
 from distill.train.batches import Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
 from distill.train.forward import attach_loss_head
+from distill.train.live import LiveTeacher
 from tests.train import tiny
 
 
@@ -73,9 +75,12 @@ def test_rows_are_dropped_cut_and_counted(tmp_path: Path) -> None:
         read_pairs(tokens, [tmp_path / "data.parquet"], 16)
 
 
-def test_packed_and_unpacked_rows_give_the_same_loss_and_gradients(tmp_path: Path) -> None:
-    """Documents of a packed row do not see each other, and no first token is predicted from the row before."""
+@pytest.mark.parametrize("objective", ["sft", "kd", "kd with hidden states"])
+def test_packed_and_unpacked_rows_give_the_same_loss_and_gradients(tmp_path: Path, objective: str) -> None:
+    """Documents of a packed row do not see each other, in student and teacher, and no first token is predicted from the
+    row before. (Stored signals find theirs: `test_signals.py`.)"""
     tiny.save_model(tmp_path / "model")
+    tiny.save_model(tmp_path / "teacher", seed=1)
     tiny.save_data(tmp_path)
     tokens = load_tokenizer(tmp_path / "model")
     rows = read_sequences(tokens, [tmp_path / "chats.parquet"], 64)
@@ -83,10 +88,17 @@ def test_packed_and_unpacked_rows_give_the_same_loss_and_gradients(tmp_path: Pat
     assert sum(map(len, packed.segments)) == 40 and len(packed.segments) < 30 and max(packed.lengths) <= 64
     assert sorted(packed.input_ids[0]) != sorted(rows.input_ids[0])
 
+    signal = LiveTeacher(load_model(tmp_path / "teacher", dtype="float32", device="cpu"))
+
     def loss_and_gradients(sequences: Sequences) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model = load_model(tmp_path / "model", dtype="float32", device="cpu")
         assert isinstance(model, LlamaForCausalLM)
-        attach_loss_head(model, CROSS_ENTROPY, 64)
+        matching = None
+        if objective == "kd with hidden states":
+            matching = Matching(((1, 2),), student=32, teacher=32, measure="mse", weight=0.5, seed=0)
+            signal.layers = (2,)
+        divergence = CROSS_ENTROPY if objective == "sft" else Objective("jsd", ce_weight=0.2)
+        attach_loss_head(model, divergence, 64, matching=matching)
         examples = [
             {"input_ids": ids, "labels": labels, "seq_lengths": segments, "row_ids": names}
             for ids, labels, segments, names in zip(
@@ -98,7 +110,7 @@ def test_packed_and_unpacked_rows_give_the_same_loss_and_gradients(tmp_path: Pat
         for begin in range(0, len(examples), 5):
             batch = collate(examples[begin : begin + 5])
             del batch["row_ids"]
-            output = model(**batch, with_loss_head=True)
+            output = model(**batch, with_loss_head=True, teacher=None if objective == "sft" else signal(batch))
             output.loss.backward()
             total += output.loss.detach()
         return total, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -26,7 +26,10 @@ def wholes() -> dict[Way, Recipe]:
     return {}
 
 
-SOME = (Way("sft", False, 2), Way("kd", True, 1), Way("kd", False, 1), Way("dpo", True, 1))
+SOME = (
+    *(Way("sft", False, 2), Way("kd", True, 1), Way("kd", False, 1), Way("dpo", True, 1)),
+    Way("on_policy", True, 2),
+)
 
 
 @pytest.mark.parametrize("way", SOME, ids=str)

@@ -79,7 +79,7 @@ def recipe(folder: Path, *entries: dict[str, Any], **sections: Any) -> Recipe:
     common = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3, "max_steps": 6, "logging_steps": 1}
     made = []
     for entry in entries:
-        data = ["pairs.parquet" if entry["objective"] == "dpo" else "chats.parquet"]
+        data = ["pairs.parquet" if entry["objective"] in ("dpo", "simpo", "kto") else "chats.parquet"]
         made.append({**common, "name": entry["objective"], "data": [str(folder / name) for name in data], **entry})
     document = {
         "name": "tiny",

@@ -61,6 +61,20 @@ class Grid:
         return weight.unflatten(-1, (-1, self.group_size))
 
 
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A linear's weight on its grid: int8 codes (O, I), scales (O, G) in its dtype, int8 zeros (O, G) if any."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    grid: Grid
+
+    def weight(self) -> Tensor:
+        """The weight that the codes stand for, as transformers and vLLM compute it."""
+        return dequantize(self.codes, self.scales, self.zeros)
+
+
 def group_size_for(in_features: int, wanted: int) -> int:
     """The largest of `wanted` and its halvings (not below 8) that divides `in_features`; else the whole row."""
     size = wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.quantize.scales import (
+from distill.model.scales import (
     Grid,
     absmax,
     decode,

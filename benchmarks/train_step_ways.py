@@ -1,0 +1,249 @@
+"""The trainers that `train_step` compares: ours and TRL's, on the same models, rows, optimizer and precision."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import DistillationConfig, DistillationTrainer, SFTConfig
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+from distill.model.chat import IGNORED
+from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout
+from distill.train.arguments import common_arguments
+from distill.train.batches import collator, row_order
+from distill.train.finite import FiniteCheck
+from distill.train.kd import KDTrainer
+from distill.train.live import LiveTeacher
+from distill.train.rollouts import Rollouts
+from distill.train.settings import objective_of
+
+PAD, EOS = 0, 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and its answer, as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.answer]
+
+    @property
+    def labels(self) -> list[int]:
+        return [IGNORED] * len(self.prompt) + self.answer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainers share."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    rows: Sequence[Row]
+    steps: int
+    batch: int
+    micro_batch: int
+    max_new_tokens: int
+    bfloat16: bool
+    triton: bool  # our kernels, where the GPU has them
+
+
+Way = Callable[[Setting], Trainer]
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def in_order(setting: Setting, trainer: Trainer) -> list[Row]:
+    """The rows as the trainer takes them: ours in its own order, TRL's one after the other."""
+    if isinstance(trainer, KDTrainer):
+        return [setting.rows[place] for place in _order(setting)]
+    return list(setting.rows)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Trainers ask for one; the rows are token ids already."""
+    words = WordLevel({"<pad>": PAD, "<eos>": EOS, "<unk>": 2}, unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words), pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
+
+
+def ours_off_policy(setting: Setting) -> Trainer:
+    """kd, forward KL."""
+    entry = KdEntry(objective="kd", divergence="forward_kl", **_entry(setting))
+    return _ours(setting, entry, None)
+
+
+def ours_on_policy(setting: Setting) -> Trainer:
+    """on_policy, reverse KL, every step the student's own answers."""
+    rollout = Rollout(max_new_tokens=setting.max_new_tokens)
+    entry = OnPolicyEntry(objective="on_policy", divergence="reverse_kl", rollout=rollout, **_entry(setting))
+    rollouts = Rollouts(
+        setting.student, tokenizer(), entry, rows=setting.batch, collate=collator(PAD), bfloat16=setting.bfloat16
+    )
+    return _ours(setting, entry, rollouts)
+
+
+def _entry(setting: Setting) -> dict[str, Any]:
+    return {
+        "name": "ours",
+        "data": ("rows.parquet",),
+        "batch_size": setting.batch,
+        "micro_batch_size": setting.micro_batch,
+        "mixed_precision": "bf16" if setting.bfloat16 else "no",
+        "kernel": "triton" if setting.triton else "torch",
+        "max_length": 1024,
+        "save_steps": 10**6,
+    }
+
+
+def _ours(setting: Setting, entry: KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
+    lengths, order = [len(row.ids) for row in setting.rows], _order(setting)
+    columns = {
+        "input_ids": [row.ids for row in setting.rows],
+        "labels": [row.labels for row in setting.rows],
+        "seq_lengths": [[length] for length in lengths],
+        "row_ids": [[number] for number in range(len(lengths))],
+    }
+    arguments = common_arguments(entry, steps=setting.steps, processes=1, checkpoints=_folder())
+    return KDTrainer(
+        setting.student,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False),
+        data_collator=collator(PAD),
+        train_dataset=Dataset.from_dict(columns).select(order),
+        processing_class=tokenizer(),
+        callbacks=[],
+        finite=FiniteCheck("ours", order, [[(0, number)] for number in range(len(lengths))], ["rows"]),
+        peft_config=None,
+        objective=objective_of(entry),
+        signal=LiveTeacher(setting.teacher),
+        form=entry.kernel,
+        rollouts=rollouts,
+    )
+
+
+def _order(setting: Setting) -> list[int]:
+    lengths = [len(row.ids) for row in setting.rows]
+    sizes = {"batch_size": setting.batch, "micro_batch_size": setting.micro_batch}
+    return row_order(lengths, **sizes, steps=setting.steps, seed=0)
+
+
+def gkd_off_policy(setting: Setting) -> Trainer:
+    """TRL's GKDTrainer on the rows' answers, forward KL."""
+    return _gkd(setting, lmbda=0.0, beta=0.0)
+
+
+def gkd_on_policy(setting: Setting) -> Trainer:
+    """TRL's GKDTrainer on the student's own answers, reverse KL: transformers' generate for each micro-batch."""
+    return _gkd(setting, lmbda=1.0, beta=1.0)
+
+
+def _gkd(setting: Setting, *, lmbda: float, beta: float) -> Trainer:
+    own = {"lmbda": lmbda, "beta": beta, "temperature": 1.0, "max_new_tokens": setting.max_new_tokens}
+    return GKDTrainer(
+        setting.student,
+        setting.teacher,
+        args=GKDConfig(**_peer_arguments(setting), **own, max_length=1024),
+        data_collator=padded,
+        train_dataset=Dataset.from_dict(
+            {"prompt": [row.prompt for row in setting.rows], "answer": [row.answer for row in setting.rows]}
+        ),
+        processing_class=tokenizer(),
+    )
+
+
+def distillation_on_policy(setting: Setting) -> Trainer:
+    """TRL's DistillationTrainer, reverse KL: transformers' generate once a step, and its chunked loss."""
+    return _IdsTrainer(
+        setting.student,
+        setting.teacher,
+        args=DistillationConfig(
+            **_peer_arguments(setting), beta=1.0, max_completion_length=setting.max_new_tokens, top_k=0
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [row.prompt for row in setting.rows]}),
+        processing_class=tokenizer(),
+    )
+
+
+class _IdsTrainer(DistillationTrainer):  # type: ignore[misc]
+    """Its prompts are token ids already."""
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+
+def _peer_arguments(setting: Setting) -> dict[str, Any]:
+    return {
+        "output_dir": str(_folder()),
+        "per_device_train_batch_size": setting.micro_batch,
+        "gradient_accumulation_steps": setting.batch // setting.micro_batch,
+        "max_steps": setting.steps,
+        "learning_rate": 2e-5,
+        "bf16": setting.bfloat16,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_steps": 10,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+        "train_sampling_strategy": "sequential",
+    }
+
+
+def padded(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """What GKDTrainer's own collator makes of chats: rows padded on the right, prompts on the left."""
+    ids = [row["prompt"] + row["answer"] for row in rows]
+    width, prompt_width = max(map(len, ids)), max(len(row["prompt"]) for row in rows)
+    batch = {
+        "input_ids": torch.full((len(rows), width), PAD),
+        "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
+        "labels": torch.full((len(rows), width), IGNORED),
+        "prompts": torch.full((len(rows), prompt_width), PAD),
+        "prompt_attention_mask": torch.zeros(len(rows), prompt_width, dtype=torch.long),
+    }
+    for place, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
+        start = len(row["prompt"])
+        batch["input_ids"][place, : len(tokens)] = torch.tensor(tokens)
+        batch["attention_mask"][place, : len(tokens)] = 1
+        batch["labels"][place, start : len(tokens)] = torch.tensor(row["answer"])
+        batch["prompts"][place, prompt_width - start :] = torch.tensor(row["prompt"])
+        batch["prompt_attention_mask"][place, prompt_width - start :] = 1
+    return batch
+
+
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="train-step-"))

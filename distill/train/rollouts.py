@@ -1,0 +1,175 @@
+"""On-policy rows: the student answers its prompts itself, in the engine, which runs the weights that are trained."""
+
+from __future__ import annotations
+
+import random
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.engine.runner import Engine
+from distill.engine.types import Completion, EngineConfig, SamplingParams
+from distill.model.chat import IGNORED
+from distill.recipe.train import OnPolicyEntry
+
+Batch = dict[str, Tensor]
+Collate = Callable[[list[dict[str, Any]]], Batch]
+_PREFILL_TOKENS = 2048
+COUNTS = ("steps", "own_steps", "tokens", "trained_tokens", "answers", "answer_tokens", "ended")
+
+
+class Rollouts:
+    """Turns the batches of an optimizer step into on-policy ones, for a share `lmbda` of the steps.
+
+    As in GKD (2306.13649, algorithm 1): with probability `lmbda` all rows of a step get the student's answers in place
+    of the dataset's. Which steps these are depends on the seed and the step alone, and so is the same in all processes;
+    an answer's noise depends on the seed, the step, and the row. The engine has no weights of its own: it computes with
+    `model`, whose parameters the optimizer changes in place, and what it cached of older weights is dropped before each
+    use. With LoRA `model` is the base, into which the adapter's layers are put.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        entry: OnPolicyEntry,
+        *,
+        rows: int,
+        collate: Collate,
+        bfloat16: bool = False,
+    ) -> None:
+        """`rows`: how many a step of this process has; `bfloat16`: whether the training's passes run in it."""
+        self._model, self._tokenizer, self._entry = model, tokenizer, entry
+        self._rows, self._collate, self._bfloat16 = rows, collate, bfloat16
+        self._engine: Engine | None = None
+        self._counts = torch.zeros(len(COUNTS), dtype=torch.float64)
+
+    def is_own(self, step: int) -> bool:
+        """Whether the student's answers are trained on after `step` optimizer steps."""
+        return random.Random(f"lmbda/{self._entry.seed}/{step}").random() < self._entry.lmbda
+
+    def __call__(self, batches: Sequence[Batch], step: int) -> list[Batch]:
+        """The micro-batches of the step that follows `step` others, as they were or with the student's answers.
+
+        `batches` as the collator makes them, not packed.
+        """
+        own = self.is_own(step)
+        made = self._answered(batches, step) if own else list(batches)
+        self._count({"steps": 1, "own_steps": own})
+        for batch in made:
+            trained = int((batch["labels"] != IGNORED).sum())
+            self._count({"tokens": trained + _num_before(batch), "trained_tokens": trained})
+        return made
+
+    def take_counts(self) -> Tensor:
+        """What happened since the last call, [COUNTS]."""
+        counts, self._counts = self._counts, torch.zeros_like(self._counts)
+        return counts
+
+    def _count(self, counts: Mapping[str, float]) -> None:
+        for name, value in counts.items():
+            self._counts[COUNTS.index(name)] += value
+
+    def _answered(self, batches: Sequence[Batch], step: int) -> list[Batch]:
+        names = [row for batch in batches for row in batch["row_ids"][:, 0].tolist()]
+        prompts = [prompt for batch in batches for prompt in prompts_of(batch)]
+        answers = self._generate(prompts, [answer_seed(self._entry.seed, step, name) for name in names])
+        rows = iter(zip(prompts, answers, names, strict=True))
+        made = []
+        for batch in batches:
+            examples = [_example(*next(rows)) for _ in range(len(batch["input_ids"]))]
+            device = batch["input_ids"].device
+            made.append({key: values.to(device) for key, values in self._collate(examples).items()})
+        self._count(
+            {
+                "answers": len(answers),
+                "answer_tokens": sum(len(answer.token_ids) for answer in answers),
+                "ended": sum(answer.finish_reason == "stop" for answer in answers),
+            }
+        )
+        return made
+
+    def _generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
+        """The student's answers; its modules are in eval mode meanwhile, so that nothing drops out."""
+        settings = self._entry.rollout
+        params = [
+            SamplingParams(
+                max_tokens=min(settings.max_new_tokens, self._entry.max_length - len(prompt)),
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=seed,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        with self._answering():
+            if self._engine is None:
+                self._engine = Engine(self._model, self._tokenizer, self._config())
+            self._engine.weights_changed()
+            return self._engine.generate(prompts, params)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """The model as it answers: nothing drops out, and matmuls are in the training's precision.
+
+        The model's own forward, not the one that accelerate wraps into autocast: that keeps the weights which it cast
+        for the next use, and CUDA graphs, recorded once, would read those for ever.
+        """
+        model, training = self._model, self._model.training
+        wrapped = model.forward
+        model.forward = types.MethodType(type(model).forward, model)  # type: ignore[method-assign]
+        model.eval()
+        try:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
+                yield
+        finally:
+            model.forward = wrapped  # type: ignore[method-assign]
+            model.train(training)
+
+    def _config(self) -> EngineConfig:
+        """Weights are left where the optimizer knows them: the engine's fused layers would put them together."""
+        settings = self._entry.rollout
+        return EngineConfig(
+            max_batch=self._rows,
+            prefill_tokens=_PREFILL_TOKENS,
+            kv_bytes=int(settings.kv_gib * 2**30),
+            max_model_len=self._entry.max_length,
+            attention=settings.attention,
+            fused=False,
+        )
+
+
+def answer_seed(seed: int, step: int, row: int) -> int:
+    """Seed of a row's answer in a step, 64 bits: whatever else is in the batch, and in whichever process."""
+    return int.from_bytes(blake2b(f"answer/{seed}/{step}/{row}".encode(), digest_size=8).digest())
+
+
+def prompts_of(batch: Mapping[str, Tensor]) -> list[list[int]]:
+    """Of each row the tokens before its last trained turn, through the generation prompt."""
+    found = []
+    for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        start = max(place for place, label in enumerate(labels) if label != IGNORED)
+        while labels[start - 1] != IGNORED:
+            start -= 1
+        found.append(ids[:start])
+    return found
+
+
+def _example(prompt: list[int], answer: Completion, name: int) -> dict[str, Any]:
+    """A row for the collator: trained on is the whole answer, its end included where it came to one."""
+    ids = [*prompt, *answer.token_ids]
+    labels = [IGNORED] * len(prompt) + list(answer.token_ids)
+    return {"input_ids": ids, "labels": labels, "seq_lengths": [len(ids)], "row_ids": [name]}
+
+
+def _num_before(batch: Mapping[str, Tensor]) -> int:
+    """Tokens up to each row's last trained one that are not trained; padding comes after."""
+    labels = batch["labels"]
+    places = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    ends = torch.where(labels != IGNORED, places, 0).amax(-1)
+    return int(ends.sum()) - int((labels != IGNORED).sum())

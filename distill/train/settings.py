@@ -1,0 +1,73 @@
+"""What an entry of sft, kd or on_policy asks of its trainer, in the objectives' own types."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.errors import DistillError
+from distill.model.linears import grids_of
+from distill.model.scales import Grid
+from distill.objectives.divergences import CROSS_ENTROPY, Objective
+from distill.objectives.head import Form
+from distill.objectives.matching import Matching
+from distill.recipe.train import EntryCommon, KdEntry, OnPolicyEntry, SftEntry
+from distill.train.live import LiveTeacher
+from distill.train.signals import Signal
+
+
+def matching_of(
+    entry: SftEntry | KdEntry | OnPolicyEntry, student: PreTrainedModel, teacher: Signal | None
+) -> Matching | None:
+    """The entry's hidden-state matching, which has the teacher tell the layers' states. Raises DistillError for layers
+    that are not there."""
+    if not isinstance(entry, KdEntry) or entry.matching is None:
+        return None
+    assert isinstance(teacher, LiveTeacher), "the recipe refuses other signals"
+    configs = [model.config.get_text_config() for model in (student, teacher.model)]
+    pairs = tuple((pair.student, pair.teacher) for pair in entry.matching.layers)
+    for pair in pairs:
+        for side, layer, config in zip(("student", "teacher"), pair, configs, strict=True):
+            if not 0 <= layer <= config.num_hidden_layers:
+                raise DistillError(
+                    f"{entry.name}: matching names layer {layer} of the {side}, which has {config.num_hidden_layers}",
+                    remedy="number layers from 1; 0 is the embeddings",
+                )
+    teacher.layers = tuple(theirs for _, theirs in pairs)
+    return Matching(
+        pairs,
+        student=configs[0].hidden_size,
+        teacher=configs[1].hidden_size,
+        measure=entry.matching.measure,
+        weight=entry.matching.weight,
+        seed=entry.seed,
+    )
+
+
+def grids_for(entry: EntryCommon, student: PreTrainedModel) -> dict[str, Grid]:
+    """The grid of each linear that is rounded while the entry trains; none without `quantize`."""
+    if not isinstance(entry, KdEntry) or entry.quantize is None:
+        return {}
+    asked = entry.quantize
+    return grids_of(student, bits=asked.bits, group_size=asked.group_size, symmetric=asked.symmetric)
+
+
+def objective_of(entry: SftEntry | KdEntry | OnPolicyEntry) -> Objective:
+    """sft is the loss head with cross entropy alone."""
+    if isinstance(entry, SftEntry):
+        return CROSS_ENTROPY
+    ce_weight = entry.ce_weight if isinstance(entry, KdEntry) else 0.0
+    return Objective(entry.divergence, entry.beta, entry.temperature, ce_weight, entry.skew)
+
+
+def form_of(entry: SftEntry | KdEntry | OnPolicyEntry, device: torch.device) -> Form:
+    """What computes the loss. Raises where a kernel is asked for that cannot run here."""
+    if isinstance(entry, SftEntry) or entry.kernel == "torch":
+        return "torch"
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        raise DistillError(
+            f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="set `kernel: torch`"
+        )
+    return "triton"
