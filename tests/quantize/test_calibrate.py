@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
+from distill.model.linears import decoder_layers
 from distill.quantize.calibrate import (
     advance,
     capture,
-    decoder_layers,
     input_groups,
     input_statistics,
     linears_of,
