@@ -132,7 +132,7 @@ def room_for(file_bytes: int) -> Iterator[None]:
         ("max_steps: 2", "max_step: 2", ":15:45: train.0.max_step: unknown key; did you mean 'max_steps'?"),
         ("max_steps: 2", "max_steps: two", "train.0.max_steps: should be a valid integer"),
         ("count: 40", "count: [1]", "generate.0.prompts.count: should be a valid integer"),
-        ("method: nf4", "method: nf5", "must be one of nf4, int8, gptq, awq; got 'nf5'; did you mean 'nf4'?"),
+        ("method: nf4", "method: nf5", "must be one of nf4, int8, gptq, awq, qat; got 'nf5'; did you mean 'nf4'?"),
         ("data: [rows]", "data: [row]", "no generate job 'row' (a path ends in .parquet); did you mean 'rows'?"),
         ("name: bad", "name: [", "not valid YAML"),
         ("http://", "htp://", "teacher.base_url: string should match pattern"),
