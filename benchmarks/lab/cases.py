@@ -48,6 +48,12 @@ class Case:
 
 LIVE = {"objective": "kd", "divergence": "forward_kl"}
 SFT = {"objective": "sft"}
+ON_POLICY = {
+    "objective": "on_policy",
+    "divergence": "forward_kl",  # reverse KL has nothing to teach random weights
+    "lmbda": 0.25,
+    "rollout": {"max_new_tokens": 128},
+}
 SIGNALS = {
     "top k": {"kind": "top_k"},
     "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
@@ -66,6 +72,7 @@ def methods(case: Case, seeds: int, stored_seeds: int) -> list[Method]:
         found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, KD, stored_seeds))
     found += [Method(f"kd {name}", {**LIVE, "divergence": name}) for name in DIVERGENCES]
     found.append(Method("kd forward_kl, half cross entropy", {**LIVE, "ce_weight": 0.5}))
+    found.append(Method(f"on-policy, lmbda {ON_POLICY['lmbda']}", ON_POLICY))
     return found if case.teacher is None else [*found, Method("sft on teacher samples", SFT, sampled=True)]
 
 

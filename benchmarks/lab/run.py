@@ -28,7 +28,7 @@ from benchmarks.common import Row, envelope, write_json
 from benchmarks.lab.cases import CASES, CE, COMMON, Case, Method, methods, sweep
 from benchmarks.lab.entry import RESULT, Spec, in_child, run, sample_and_run, start_method
 from benchmarks.lab.models import make_random, perplexity, sample
-from benchmarks.lab.text import PART, TEMPLATE, TOKENIZER, TRAIN, VALIDATION
+from benchmarks.lab.text import PART, PROMPTED, TEMPLATE, TOKENIZER, TRAIN, VALIDATION, prompted
 from distill.model.load import load_tokenizer
 from distill.quiet import quiet
 from distill.records import INSTRUCTION, read_parquet, write_parquet
@@ -177,7 +177,8 @@ class Lab:
     def _start_student(self, method: Method, seeds: dict[str, str], teacher: str, gpu: int) -> None:
         entry = {**COMMON, **self.case.student_entry, "max_steps": self.case.steps, **method.entry}
         name = method.name if method.seeds == 1 or len(seeds) > 1 else f"{method.name}/{next(iter(seeds))}"
-        spec = self._spec(name, entry, PART, "" if method.needs_no_teacher else teacher, seeds, "float32")
+        rows = PROMPTED if entry["objective"] == "on_policy" else PART
+        spec = self._spec(name, entry, rows, "" if method.needs_no_teacher else teacher, seeds, "float32")
         self._start(spec, gpu, sampled=method.sampled)
 
     def results(self, method: str) -> dict[str, Any]:
@@ -214,7 +215,8 @@ def stories_text(teacher: Path, out: Path, case: Case) -> None:
     sample(teacher, None, everything, rows=case.sampled, tokens=case.row_tokens, batch=case.sample_batch, seed=0)
     rows = read_parquet(everything)
     validation, training = rows[::8], [row for place, row in enumerate(rows) if place % 8]
-    for name, content in ((TRAIN, training), (PART, training), (VALIDATION, validation)):
+    split = [prompted(tokenizer, row) for row in training]
+    for name, content in ((TRAIN, training), (PART, training), (PROMPTED, split), (VALIDATION, validation)):
         write_parquet(text / name, content, INSTRUCTION)
 
 
