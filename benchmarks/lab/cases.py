@@ -52,7 +52,7 @@ ON_POLICY = {
     "objective": "on_policy",
     "divergence": "forward_kl",  # reverse KL has nothing to teach random weights
     "lmbda": 0.25,
-    "rollout": {"max_new_tokens": 128},
+    "rollout": {"max_new_tokens": 64},
 }
 SIGNALS = {
     "top k": {"kind": "top_k"},
@@ -103,11 +103,11 @@ CASES = {
             "novels",
             student=SMALL,
             student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
-            steps=400,
+            steps=1000,
             row_tokens=512,
             sampled=4096,
             teacher=LARGE,
-            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 600},
+            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 1200},
         ),
         Case(
             "stories",
