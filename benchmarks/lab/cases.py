@@ -55,9 +55,11 @@ ON_POLICY = {
     "rollout": {"max_new_tokens": 64},
 }
 SIGNALS = {
-    "top k": {"kind": "top_k"},
-    "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
     "hidden states": {"kind": "hidden"},
+    "top k": {"kind": "top_k"},
+    "top k and 16 of the tail": {"kind": "top_k", "tail_draws": 16},
+    "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
+    "top k, k 255 and 16 of the tail": {"kind": "top_k", "k": 255, "min_probability": 0.0, "tail_draws": 16},
     "sampled ids": {"kind": "sampled"},
 }
 
@@ -67,6 +69,7 @@ def methods(case: Case, seeds: int, stored_seeds: int) -> list[Method]:
     found = [
         Method(CE, SFT, seeds=seeds),
         Method(KD, LIVE, seeds=seeds),
+        Method(f"{KD} again", LIVE, KD, stored_seeds),  # how far apart two runs of one thing are
     ]
     for name, signal in SIGNALS.items():
         found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, KD, stored_seeds))

@@ -263,6 +263,8 @@ def main() -> None:
     parser.add_argument("--stored-seeds", type=int, default=1, help="of stored signals and of what they compare with")
     parser.add_argument("--steps", type=int, help="of a student, other than the case's")
     parser.add_argument("--teacher-steps", type=int)
+    parser.add_argument("--without", nargs="+", default=(), help="parts of names of methods to leave out")
+    parser.add_argument("--rate", type=float, help="of a student, other than the case's")
     parser.add_argument("--rates", type=float, nargs="+", default=(), help="only a sweep of learning rates")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at once, on each GPU")
     parser.add_argument("--gpus", type=int, choices=(1, 2), default=1)
@@ -278,6 +280,8 @@ def main() -> None:
     method = start_method()
     case = CASES[options.case]
     changes: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
+    if options.rate is not None:
+        changes["student_entry"] = {**case.student_entry, "learning_rate": options.rate}
     if options.teacher_steps is not None:
         changes["teacher_entry"] = {**case.teacher_entry, "max_steps": options.teacher_steps}
     case = Case(**{**vars(case), **changes})
@@ -298,6 +302,7 @@ def main() -> None:
     if given:
         in_child(method, score, options.out / "score.log", options.teacher, lab).join()
     todo = sweep(options.rates) if options.rates else methods(case, options.seeds, options.stored_seeds)
+    todo = [method for method in todo if all(part not in method.name for part in options.without)]
     students = lab.make_students(1 if options.rates else options.seeds)
     print(f"trainings begin after {time.monotonic() - started:.0f} s, by {method}", flush=True)
     second = [started + options.second_after] if options.gpus == 2 else []

@@ -122,6 +122,11 @@ class KdEntry(EntryCommon, DivergenceFields):
             return "quantize", "rounds the weights that are trained, which adapters leave alone: leave lora out"
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        if isinstance(self.signal, TopKSignal) and self.signal.tail_draws:
+            if self.divergence != "forward_kl":
+                return "divergence", "draws from the tail serve forward_kl and no other: leave tail_draws out"
+            if self.signal.source != "weights":
+                return "signal", "servers do not tell the tail, from which tail_draws would be drawn: leave it out"
         if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):
             return (
                 "matching",
