@@ -105,7 +105,7 @@ CASES = {
         Case(
             "novels",
             student=SMALL,
-            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
+            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3},
             steps=1000,
             row_tokens=512,
             sampled=4096,
@@ -116,7 +116,7 @@ CASES = {
             "stories",
             student=Shape(layers=3, hidden=32, heads=4, kv_heads=2, intermediate=88),
             student_entry={"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
-            steps=300,
+            steps=1500,
             row_tokens=256,
             sampled=1280,
             sample_batch=640,
