@@ -27,14 +27,14 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from distill.model.chat import IGNORED
-from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout
+from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout, SftEntry
 from distill.train.arguments import common_arguments
 from distill.train.batches import collator, row_order
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
 from distill.train.rollouts import Rollouts
-from distill.train.settings import objective_of
+from distill.train.settings import form_of, objective_of
 
 PAD, EOS = 0, 1
 
@@ -100,6 +100,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def ours_sft(setting: Setting) -> Trainer:
+    """sft: the rows' answers, by cross entropy."""
+    return _ours(setting, SftEntry(objective="sft", **_entry(setting)), None)
+
+
 def ours_off_policy(setting: Setting) -> Trainer:
     """kd, forward KL."""
     entry = KdEntry(objective="kd", divergence="forward_kl", **_entry(setting))
@@ -129,7 +134,7 @@ def _entry(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _ours(setting: Setting, entry: KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
+def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
     lengths, order = [len(row.ids) for row in setting.rows], _order(setting)
     columns = {
         "input_ids": [row.ids for row in setting.rows],
@@ -148,8 +153,8 @@ def _ours(setting: Setting, entry: KdEntry | OnPolicyEntry, rollouts: Rollouts |
         finite=FiniteCheck("ours", order, [[(0, number)] for number in range(len(lengths))], ["rows"]),
         peft_config=None,
         objective=objective_of(entry),
-        signal=LiveTeacher(setting.teacher),
-        form=entry.kernel,
+        signal=None if isinstance(entry, SftEntry) else LiveTeacher(setting.teacher),
+        form=form_of(entry, setting.student.device),
         rollouts=rollouts,
     )
 

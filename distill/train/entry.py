@@ -179,7 +179,7 @@ def _trainer(
         peft_config=peft_config,
         objective=objective,
         signal=signal_of,
-        chunk_tokens=None if isinstance(entry, SftEntry) else entry.chunk_tokens,
+        chunk_tokens=entry.chunk_tokens,
         form=form_of(entry, config.device),
         rollouts=rollouts,
         matching=matching_of(entry, model, signal_of),

@@ -64,10 +64,12 @@ def objective_of(entry: SftEntry | KdEntry | OnPolicyEntry) -> Objective:
 
 def form_of(entry: SftEntry | KdEntry | OnPolicyEntry, device: torch.device) -> Form:
     """What computes the loss. Raises where a kernel is asked for that cannot run here."""
-    if isinstance(entry, SftEntry) or entry.kernel == "torch":
+    if entry.kernel == "torch":
         return "torch"
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        raise DistillError(
-            f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="set `kernel: torch`"
-        )
-    return "triton"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    if entry.kernel == "auto":
+        return "torch"
+    raise DistillError(
+        f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="leave `kernel` out"
+    )
