@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from distill.objectives.chunk import LogitMap
 from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Form, Head, head_loss
 from distill.objectives.matching import Matching
@@ -39,15 +40,22 @@ class LossOutput(ModelOutput):
     metrics: Tensor | None = None  # [6]: divergence, cross entropy, agreement, accuracy, weight, matching
 
 
-def head_of(model: PreTrainedModel) -> Head:
-    """The LM head with what the model's config does to its logits; a sharded head is gathered, differentiably."""
-    config = model.config.get_text_config()
+def head_of(model: PreTrainedModel, logits: LogitMap | None = None) -> Head:
+    """The LM head with what the model's config does to its logits; a sharded head is gathered, differentiably.
+
+    `logits`: that, where it is known already, for reading a config takes time.
+    """
     layer = model.get_output_embeddings()
     assert layer is not None
+    logits = logits or logit_map(model)
     weight, bias = _whole(layer.weight), layer.bias if isinstance(layer, torch.nn.Linear) else None
-    return Head(
-        weight, None if bias is None else _whole(bias), logit_scale(config), _number(config, "final_logit_softcapping")
-    )
+    return Head(weight, None if bias is None else _whole(bias), logits.scale, logits.softcap)
+
+
+def logit_map(model: PreTrainedModel) -> LogitMap:
+    """What the model's config does to its head's products."""
+    config = model.config.get_text_config()
+    return LogitMap(logit_scale(config), _number(config, "final_logit_softcapping"))
 
 
 def logit_scale(config: Any) -> float:
@@ -75,7 +83,7 @@ def attach_loss_head(
     are looked up on each call, for FSDP and PEFT replace them after this. `matching` becomes a module of the model, so
     that its projections are trained, and wrapped, with it.
     """
-    original = model.forward
+    original, logits = model.forward, logit_map(model)
     if matching is not None:
         model.add_module("matching", matching)
 
@@ -97,7 +105,7 @@ def attach_loss_head(
         shifted_N[:, :-1] = labels_BS[:, 1:]
         # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
         with maybe_gather_lm_head_ctx(*self.get_output_embeddings().parameters()):
-            student, labels_N = head_of(self), shifted_N.flatten()
+            student, labels_N = head_of(self, logits), shifted_N.flatten()
             hidden_NH = hidden_BSH.flatten(0, 1)
             if isinstance(teacher, SparseTargets):
                 sums = sparse_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)

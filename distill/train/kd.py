@@ -70,7 +70,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         self.signal = signal
         self.finite = finite
         self._matching = matching
-        self._sums = torch.zeros(6, dtype=torch.float64)
+        self._sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
         self._rollouts = rollouts
         if rollouts is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise DistillError(
@@ -102,7 +102,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
             signal = self.signal({**inputs, "row_ids": row_ids}) if self.signal is not None else None
         output: LossOutput = model(**inputs, with_loss_head=True, teacher=signal)
         assert output.loss is not None and output.metrics is not None
-        self._sums += output.metrics.to("cpu", torch.float64)
+        self._sums += output.metrics
         items = torch.as_tensor(num_items_in_batch, device=output.loss.device).clamp(min=1)
         return output.loss / items * self.accelerator.num_processes
 
@@ -120,7 +120,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds means over the tokens scored since the last log, over all processes."""
-        sums = self.accelerator.reduce(self._sums.to(self.args.device, torch.float32)).tolist()
+        sums = self.accelerator.reduce(self._sums.float()).tolist()
         self._sums.zero_()
         weight = sums[4]
         if weight > 0:

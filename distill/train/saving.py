@@ -32,6 +32,12 @@ class GuardedTrainer(Trainer):
         self.finite.see(loss)
         return loss
 
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        """The norm before clipping; it is looked at before the optimizer step."""
+        norm: Tensor | float | None = super()._clip_grad_norm(model)
+        self.finite.see_norm(norm)
+        return norm
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
 
