@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_profile [--ways kd-torch kd-triton sft] [--steps N] [--plain] [--quick] [--json PATH]
 
-Students of 12.6 M and a bfloat16 teacher of 61.3 M parameters (`benchmarks/lab`) with random weights, V = 8,192, 16 rows
-of 512 random tokens a step. After warm-up, N steps each: undisturbed for the wall time, under torch's profiler for kernels,
-and under cProfile for host functions; the profilers slow steps down, so only the first is a time. `--quick`, and any
-CPU: tiny models, to see that it runs.
+A student of 12.6 M and a bfloat16 teacher of 61.3 M parameters (`benchmarks/lab`) with random weights, V = 8,192, 16
+rows of 512 random tokens a step. After warm-up, N steps each: undisturbed for the wall time, under torch's profiler for
+kernels, and under cProfile for host functions; the profilers slow steps down, so only the first is a time. `--quick`,
+and any CPU: tiny models, to see that it runs.
 """
 
 from __future__ import annotations
@@ -182,8 +182,9 @@ def _rows(count: int, vocab: int, tokens: int) -> list[ways.Row]:
 def show(name: str, found: Found) -> None:
     """Print what was found."""
     print(
-        f"== {name}: {found.wall_ms:.2f} ms a step ({found.tokens_per_second:,.0f} tokens/s), kernels {found.gpu_ms:.2f} ms,"
-        f" {found.launches:.0f} launches, waits {found.waits}, peak {found.peak_bytes / 2**30:.2f} GiB",
+        f"== {name}: {found.wall_ms:.2f} ms a step ({found.tokens_per_second:,.0f} tokens/s), kernels"
+        f" {found.gpu_ms:.2f} ms, {found.launches:.0f} launches, waits {found.waits},"
+        f" peak {found.peak_bytes / 2**30:.2f} GiB",
         flush=True,
     )
     if not found.kernels and not found.operators:

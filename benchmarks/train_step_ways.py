@@ -34,7 +34,7 @@ from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
 from distill.train.rollouts import Rollouts
-from distill.train.settings import form_of, objective_of
+from distill.train.settings import decoder_of, form_of, objective_of
 
 PAD, EOS = 0, 1
 
@@ -68,6 +68,7 @@ class Setting:
     max_new_tokens: int
     bfloat16: bool
     triton: bool  # our kernels, where the GPU has them
+    cuda_graphs: bool = False  # ours: passes replayed
 
 
 Way = Callable[[Setting], Trainer]
@@ -129,6 +130,7 @@ def _entry(setting: Setting) -> dict[str, Any]:
         "micro_batch_size": setting.micro_batch,
         "mixed_precision": "bf16" if setting.bfloat16 else "no",
         "kernel": "triton" if setting.triton else "torch",
+        "cuda_graphs": setting.cuda_graphs,
         "max_length": 1024,
         "save_steps": 10**6,
     }
@@ -143,6 +145,8 @@ def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts:
         "row_ids": [[number] for number in range(len(lengths))],
     }
     arguments = common_arguments(entry, steps=setting.steps, processes=1, checkpoints=_folder())
+    teacher = None if isinstance(entry, SftEntry) else LiveTeacher(setting.teacher)
+    device = setting.student.device
     return KDTrainer(
         setting.student,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False),
@@ -153,9 +157,10 @@ def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts:
         finite=FiniteCheck("ours", order, [[(0, number)] for number in range(len(lengths))], ["rows"]),
         peft_config=None,
         objective=objective_of(entry),
-        signal=None if isinstance(entry, SftEntry) else LiveTeacher(setting.teacher),
-        form=form_of(entry, setting.student.device),
+        signal=teacher,
+        form=form_of(entry, device),
         rollouts=rollouts,
+        decoder=decoder_of(entry, setting.student, teacher, device=device, processes=1),
     )
 
 

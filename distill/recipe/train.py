@@ -56,8 +56,8 @@ class EntryCommon(Section):
     lora: Lora | None = None
 
 
-class LossHeadFields(Section):
-    """How the loss is computed from hidden states."""
+class PassFields(Section):
+    """How forward and backward passes are computed."""
 
     chunk_tokens: int | None = Field(
         default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
@@ -65,16 +65,19 @@ class LossHeadFields(Section):
     kernel: Literal["auto", "torch", "triton"] = Field(
         default="auto", description="what computes the loss; auto: triton on CUDA where it is installed, else torch"
     )
+    cuda_graphs: bool = Field(
+        default=True, description="replay the models' passes as CUDA graphs, on a GPU, where they can be captured"
+    )
 
 
-class SftEntry(EntryCommon, LossHeadFields):
+class SftEntry(EntryCommon, PassFields):
     """Cross entropy on the teacher's answers (sequence-level distillation)."""
 
     objective: Literal["sft"]
     packing: bool = False
 
 
-class DivergenceFields(LossHeadFields):
+class DivergenceFields(PassFields):
     """Which divergence between teacher and student, and how it is computed."""
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"

@@ -33,7 +33,7 @@ from distill.train.lora import adapter_config
 from distill.train.preference import preference_trainer
 from distill.train.processes import Processes
 from distill.train.rollouts import Rollouts
-from distill.train.settings import form_of, grids_for, matching_of, objective_of
+from distill.train.settings import decoder_of, form_of, grids_for, matching_of, objective_of
 from distill.train.signals import Place, open_signal
 from distill.train.unpaired import Answers, read_answers
 
@@ -183,6 +183,7 @@ def _trainer(
         form=form_of(entry, config.device),
         rollouts=rollouts,
         matching=matching_of(entry, model, signal_of),
+        decoder=decoder_of(entry, model, signal_of, device=config.device, processes=processes.size),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, grids

@@ -20,8 +20,8 @@ _SHOWN = 32
 
 @dataclass
 class FiniteCheck(TrainerCallback):  # type: ignore[misc]
-    """Sees the loss of every micro-batch and the gradients' norm; looks at them once a step, in all processes, before the
-    optimizer, with a single wait for the device.
+    """Sees the loss of every micro-batch and the gradients' norm; looks at them once a step, in all processes, before
+    the optimizer, with a single wait for the device.
 
     `order` is the rows in the order of training; `places` says which rows of which of the `files` each is (several
     where rows are packed). Micro-batch j of process r in step s is number s * per_step + j * processes + r, as

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from distill.objectives.head import Form, Head, head_loss
 from distill.objectives.matching import Matching
 from distill.objectives.sparse import SparseTargets
 from distill.objectives.sparse_head import sparse_head_loss
+
+Decoder = Callable[[Tensor, Tensor], Tensor]  # rows [B, S] and their positions -> last hidden states [B, S, H]
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,15 @@ def attach_loss_head(
     chunk_tokens: int | None = None,
     form: Form = "torch",
     matching: Matching | None = None,
+    decoder: Decoder | None = None,
 ) -> None:
     """Make `model(..., labels=labels, with_loss_head=True, teacher=signal)` return a LossOutput.
 
     Without `with_loss_head` the forward is the model's own. Labels are shifted here, once. The base model and the head
     are looked up on each call, for FSDP and PEFT replace them after this. `matching` becomes a module of the model, so
-    that its projections are trained, and wrapped, with it.
+    that its projections are trained, and wrapped, with it. `decoder` takes the place of the base model.
     """
+    assert decoder is None or matching is None, "a decoder tells the last layer's states alone"
     original, logits = model.forward, logit_map(model)
     if matching is not None:
         model.add_module("matching", matching)
@@ -99,8 +104,12 @@ def attach_loss_head(
             return original(*args, **kwargs)
         labels_BS = kwargs.pop("labels")
         kwargs |= {"use_cache": False, "output_hidden_states": matching is not None}  # peft passes some of them on
-        states = self.base_model(*args, **kwargs)
-        hidden_BSH = states.last_hidden_state
+        layers: tuple[Tensor, ...] = ()
+        if decoder is not None:
+            hidden_BSH = decoder(kwargs["input_ids"], kwargs["position_ids"])
+        else:
+            states = self.base_model(*args, **kwargs)
+            hidden_BSH, layers = states.last_hidden_state, states.hidden_states
         shifted_N = torch.full_like(labels_BS, IGNORED)
         shifted_N[:, :-1] = labels_BS[:, 1:]
         # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
@@ -123,7 +132,7 @@ def attach_loss_head(
         loss, matched = sums.loss, sums.loss.new_zeros(())
         if matching is not None:
             assert isinstance(teacher, TeacherSignal)
-            distance = matching(states.hidden_states, teacher.layers, shifted_N != IGNORED)
+            distance = matching(layers, teacher.layers, shifted_N != IGNORED)
             loss, matched = loss + matching.weight * distance, distance.detach().to(matched.dtype)
         columns = [sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight, matched]
         return LossOutput(loss=loss, metrics=torch.stack(columns))

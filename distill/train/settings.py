@@ -13,7 +13,9 @@ from distill.model.scales import Grid
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
 from distill.objectives.head import Form
 from distill.objectives.matching import Matching
+from distill.recipe.signals import LiveSignal
 from distill.recipe.train import EntryCommon, KdEntry, OnPolicyEntry, SftEntry
+from distill.train.graphs import GraphedDecoder, capturable
 from distill.train.live import LiveTeacher
 from distill.train.signals import Signal
 
@@ -73,3 +75,34 @@ def form_of(entry: SftEntry | KdEntry | OnPolicyEntry, device: torch.device) -> 
     raise DistillError(
         f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="leave `kernel` out"
     )
+
+
+def decoder_of(
+    entry: SftEntry | KdEntry | OnPolicyEntry,
+    student: PreTrainedModel,
+    teacher: Signal | None,
+    *,
+    device: torch.device,
+    processes: int,
+) -> GraphedDecoder | None:
+    """The student's decoder as CUDA graphs, where it can be captured; a live teacher is given its own.
+
+    Not for packed rows, which need a mask. A student trained by several processes, by adapters, with recomputed
+    activations or with more than its last hidden states keeps its own passes.
+    """
+    packed = not isinstance(entry, OnPolicyEntry) and entry.packing
+    if not entry.cuda_graphs or device.type != "cuda" or packed:
+        return None
+    pool = torch.cuda.graph_pool_handle()
+    if isinstance(teacher, LiveTeacher) and _stays(entry) and capturable(teacher.model):
+        teacher.decoder = GraphedDecoder(teacher.model, pool)
+    plain = not isinstance(entry, KdEntry) or (entry.matching is None and entry.quantize is None)
+    own = processes == 1 and entry.lora is None and not entry.gradient_checkpointing
+    return GraphedDecoder(student, pool) if own and plain and capturable(student) else None
+
+
+def _stays(entry: SftEntry | KdEntry | OnPolicyEntry) -> bool:
+    """Whether the teacher's weights are whole, plain and in the GPU's memory all the time."""
+    if isinstance(entry, SftEntry) or not isinstance(entry.signal, LiveSignal):
+        return False
+    return entry.signal.precision != "nf4" and not entry.signal.moves

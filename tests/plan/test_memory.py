@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distill.plan.memory import (
@@ -74,7 +76,9 @@ def test_training_memory_of_full_fine_tuning() -> None:
     in_bf16 = training_memory(TINY, entry, weights_dtype="bfloat16", teacher=None)
     assert in_bf16 == memory  # weights that are trained are float32, however they are stored
     long = entry.model_copy(update={"max_length": 4096})
-    assert training_memory(TINY, long, weights_dtype="float32", teacher=None).logits_chunked == 1024 * 10 * 4 * 2
+    assert training_memory(TINY, long, weights_dtype="float32", teacher=None).logits_chunked == 8192 * 10 * 4 * 2
+    large = replace(TINY, vocab=151_936)
+    assert training_memory(large, long, weights_dtype="float32", teacher=None).logits_chunked == 1024 * 151_936 * 8
 
 
 def test_training_memory_of_kd_counts_the_teacher_and_the_chunk() -> None:

@@ -1,0 +1,218 @@
+"""A decoder's passes as CUDA graphs: captured for the shapes that come again, replayed without launching each kernel.
+
+Small students wait for Python: a decoder layer is some fifty launches, forward, and twice that backward. A shape is
+computed as ever the first time it is seen (which also warms libraries up), captured the second time, and replayed from
+then on: the same kernels on the same numbers. Only the decoder is captured; embeddings are part of it, the head and the
+loss are not. Widths are rounded up to one of a few; what stands to the right of a row is never seen by it.
+
+Weights are read, and gradients added up, at fixed addresses: the optimizer has to change weights in place, and a weight
+whose gradient was dropped gets the same memory for the next one. Without a GPU a "replay" computes the same thing on
+the same inputs, which is what tests there run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from distill.engine.attention import attention_by
+
+# transformers' own SDPA; as no mask function has this name, no mask is made, nor waited for
+CAUSAL = "distill_causal"
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+
+_LOG = logging.getLogger(__name__)
+_NARROWEST = 32
+_TOLERANCE = 0.02  # relative distance of hidden states that rounding explains
+_MOVING_ROPES = ("dynamic", "longrope")  # frequencies that depend on the longest row of a batch
+_Key = tuple[int, int, bool, torch.dtype | None]  # rows, width, with gradients, autocast's dtype
+
+
+def capturable(model: PreTrainedModel) -> bool:
+    """Whether a row's hidden states depend on what precedes it alone, by plain causal SDPA, and on nothing drawn."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    ropes = getattr(config, "rope_parameters", None) or {}
+    types = {part.get("rope_type") for part in [ropes, *ropes.values()] if isinstance(part, dict)}
+    return (
+        model.config._attn_implementation == "sdpa"
+        and window is None
+        and all(kind == "full_attention" for kind in kinds)
+        and types.isdisjoint(_MOVING_ROPES)
+        and not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        and not getattr(config, "attention_dropout", 0.0)
+        and all(weight.is_floating_point() for weight in model.parameters())
+    )
+
+
+def rounded_up(width: int) -> int:
+    """The width of the graph that computes rows of `width` tokens: a multiple of 32, beyond 512 of a sixteenth of the
+    next power of two."""
+    step = max(_NARROWEST, 1 << max(0, (width - 1).bit_length() - 4))
+    return -(-width // step) * step
+
+
+@dataclass
+class _Slot:
+    """A captured shape: its inputs and outputs at their addresses, and what replays its passes."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    hidden: Tensor | None = None
+    gradient: Tensor | None = None
+    forward: Callable[[], None] = lambda: None
+    backward: Callable[[], None] = lambda: None
+
+
+class GraphedDecoder:
+    """Takes the place of a model's decoder for rows that are not packed and need no mask."""
+
+    def __init__(self, model: PreTrainedModel, pool: Any = None) -> None:
+        """`pool`: of `torch.cuda.graph_pool_handle()`, shared by decoders that take turns."""
+        self._model = model
+        self._pool = pool
+        self._stream = torch.cuda.Stream() if pool is not None else None
+        self._slots: dict[_Key, _Slot] = {}
+        self._seen: set[_Key] = set()
+        self._anchor: Tensor | None = None  # makes the output need a gradient
+        self._weights: list[nn.Parameter] = []
+        self._gradients: list[Tensor] = []
+        self.failure: str | None = None  # why nothing is captured
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._slots)
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Last hidden states [B, S, H] of rows [B, S] whose positions count up from 0; valid until the next call.
+
+        Differentiable by the weights where gradients are enabled, and then once, before the next call.
+        """
+        trains = torch.is_grad_enabled()
+        if trains:
+            self._place_gradients()
+        width = input_ids.shape[1]
+        key = (input_ids.shape[0], rounded_up(width), trains, _autocast_dtype(input_ids.device.type))
+        if key not in self._slots and self.failure is None and key in self._seen:
+            self._capture(key, input_ids, position_ids)
+        slot = self._slots.get(key)
+        if slot is None:
+            self._seen.add(key)
+            return self._plain(input_ids, position_ids)
+        slot.input_ids[:, :width].copy_(input_ids)
+        if trains:
+            if self._anchor is None:
+                self._anchor = torch.zeros((), device=input_ids.device, requires_grad=True)
+            hidden: Tensor = _Replay.apply(self._anchor, slot)
+            return hidden[:, :width]
+        slot.forward()
+        assert slot.hidden is not None
+        return slot.hidden[:, :width]
+
+    def _plain(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        states = self._model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        hidden: Tensor = states.last_hidden_state
+        return hidden
+
+    def _place_gradients(self) -> None:
+        """Give every weight without a gradient a zero one, always at the same place."""
+        if not self._gradients:
+            self._weights = [weight for weight in self._model.base_model.parameters() if weight.requires_grad]
+            self._gradients = [torch.zeros_like(weight) for weight in self._weights]
+        emptied = []
+        for weight, kept in zip(self._weights, self._gradients, strict=True):
+            if weight.grad is None:
+                emptied.append(kept)
+            elif weight.grad is not kept:
+                kept.copy_(weight.grad)
+            weight.grad = kept
+        if emptied:
+            torch._foreach_zero_(emptied)
+
+    def _capture(self, key: _Key, input_ids: Tensor, position_ids: Tensor) -> None:
+        """Record the shape's passes; where that fails, or gives something else, nothing is captured any more."""
+        rows, width, trains, _ = key
+        ids = input_ids.new_zeros(rows, width)
+        ids[:, : input_ids.shape[1]].copy_(input_ids)
+        slot = _Slot(ids, torch.arange(width, device=ids.device).repeat(rows, 1))
+
+        def forward() -> None:
+            with attention_by(self._model, CAUSAL), _uncached(ids.device.type), torch.set_grad_enabled(trains):
+                slot.hidden = self._plain(slot.input_ids, slot.position_ids)
+
+        def backward() -> None:
+            assert slot.hidden is not None
+            torch.autograd.backward(slot.hidden, slot.gradient)
+
+        try:
+            slot.forward = self._recorded(forward)
+            if self._pool is None:
+                forward()
+            assert slot.hidden is not None
+            if trains:
+                slot.gradient = torch.zeros_like(slot.hidden)
+                slot.backward = self._recorded(backward)
+            if self._pool is not None:
+                slot.hidden = slot.hidden.detach()  # what it was made from may go: graphs know their addresses
+            slot.forward()
+            with torch.no_grad(), _uncached(ids.device.type):
+                expected = self._plain(input_ids, position_ids)
+                found = slot.hidden[:, : input_ids.shape[1]]
+                distance = float((found - expected).float().norm() / expected.float().norm())
+            if not distance < _TOLERANCE:
+                raise RuntimeError(f"hidden states differ by {distance:.2g}")
+        except RuntimeError as error:  # an operation that waits for the device, as of some mixtures of experts
+            self.failure = str(error).splitlines()[0]
+            self._slots.clear()
+            _LOG.warning("training without CUDA graphs: %s", self.failure)
+            return
+        self._slots[key] = slot
+
+    def _recorded(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What does the work again, from the same addresses to the same addresses."""
+        if self._pool is None:
+            return work
+        graph = torch.cuda.CUDAGraph()
+        # other threads (NCCL's) may go on meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class _Replay(torch.autograd.Function):
+    """The decoder's passes as one node of autograd; the weights get their gradients inside."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, anchor: Tensor, slot: _Slot) -> Tensor:  # type: ignore[override]
+        slot.forward()
+        ctx.slot = slot  # type: ignore[attr-defined]
+        assert slot.hidden is not None
+        return slot.hidden.detach()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None]:  # type: ignore[override]
+        slot: _Slot = ctx.slot  # type: ignore[attr-defined]
+        assert slot.gradient is not None
+        slot.gradient.copy_(gradient)
+        slot.backward()
+        return None, None
+
+
+def _uncached(device: str) -> torch.autocast:
+    """Autocast as it is, but that it keeps none of the weights that it casts, to hand them to later passes."""
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -1,0 +1,81 @@
+"""Captured passes on a GPU: the trainings of uncaptured ones, bitwise where widths are those of the graphs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import train_step_ways as ways
+from distill.train.graphs import GraphedDecoder
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+
+
+def model(hidden: int, layers: int) -> LlamaForCausalLM:
+    torch.manual_seed(layers)
+    sizes = {"vocab_size": 1000, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
+    with GPU:
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+
+
+def rows(lengths: list[int]) -> list[ways.Row]:
+    draws = torch.Generator().manual_seed(0)
+    ids = [torch.randint(4, 1000, (length,), generator=draws).tolist() for length in lengths]
+    return [ways.Row(row[:5], row[5:]) for row in ids]
+
+
+def train(lengths: list[int], *, graphs: bool) -> tuple[list[float], dict[str, torch.Tensor], int]:
+    """Losses and weights of a training of kd in bfloat16, two micro-batches of four a step; how many shapes it has."""
+    steps = len(lengths) // 8
+    student, teacher = model(256, 3), model(512, 4).to(torch.bfloat16)
+    sizes: dict[str, Any] = {"steps": steps, "batch": 8, "micro_batch": 4, "max_new_tokens": 0}
+    setting = ways.Setting(student, teacher, rows(lengths), **sizes, bfloat16=True, triton=False, cuda_graphs=graphs)
+    trainer = ways.ours_off_policy(setting)
+    trainer.args.logging_steps, trainer.args.learning_rate = 1, 1e-3
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    weights = {name: weight.detach().clone() for name, weight in student.named_parameters()}
+    decoder = trainer.decoder
+    return losses, weights, decoder.num_captured if isinstance(decoder, GraphedDecoder) else 0
+
+
+def test_a_captured_training_is_bitwise_the_same() -> None:
+    plain, weights, captured = train([128] * 48, graphs=False)
+    again, others, found = train([128] * 48, graphs=True)
+    assert (captured, found) == (0, 1)
+    assert again == plain and plain[-1] < plain[0]
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name
+
+
+def test_rows_of_many_lengths_train_alike() -> None:
+    lengths = [int(x) for x in torch.randint(20, 200, (80,), generator=torch.Generator().manual_seed(1))]
+    plain, _, _ = train(lengths, graphs=False)
+    again, _, found = train(lengths, graphs=True)
+    assert found >= 2 and again == pytest.approx(plain, rel=2e-3)
+
+
+def test_what_waits_for_the_device_is_not_captured() -> None:
+    student = model(256, 2)
+    layer = student.model.layers[0]
+    before = layer.forward
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        found = before(*args, **kwargs)
+        return found if float(found.sum()) < float("inf") else found * 2
+
+    layer.forward = waiting
+    decoder, reference = GraphedDecoder(student, torch.cuda.graph_pool_handle()), copy.deepcopy(student)
+    ids = torch.randint(4, 1000, (2, 64), device=GPU)
+    positions = torch.arange(64, device=GPU).repeat(2, 1)
+    for _ in range(3):
+        hidden = decoder(ids, positions)
+        hidden.square().sum().backward()
+    assert decoder.num_captured == 0 and decoder.failure is not None
+    expected = reference.base_model(input_ids=ids, position_ids=positions).last_hidden_state
+    torch.testing.assert_close(hidden, expected)
