@@ -1,6 +1,6 @@
 """What a training step of the lab's models consists of: wall time, the GPU's busy time, kernels, waits, host functions.
 
-    python -m benchmarks.train_profile [--ways kd-torch kd-triton sft] [--steps N] [--plain] [--quick] [--json PATH]
+    python -m benchmarks.train_profile [--ways sft kd kd-triton kd-torch] [--steps N] [--plain] [--quick] [--json PATH]
 
 A student of 12.6 M and a bfloat16 teacher of 61.3 M parameters (`benchmarks/lab`) with random weights, V = 8,192, 16
 rows of 512 random tokens a step. After warm-up, N steps each: undisturbed for the wall time, under torch's profiler for
@@ -34,11 +34,13 @@ from benchmarks.common import Row, envelope, write_json
 from benchmarks.lab.cases import LARGE, SMALL, TINY
 from benchmarks.lab.models import Shape
 
-WAYS = {  # name -> (the trainer, whether our kernel computes the loss)
-    "sft": (ways.ours_sft, False),
-    "sft-triton": (ways.ours_sft, True),
-    "kd-torch": (ways.ours_off_policy, False),
-    "kd-triton": (ways.ours_off_policy, True),
+WAYS = {  # name -> (the trainer, whether our kernel computes the loss, whether passes are replayed)
+    "sft": (ways.ours_sft, True, True),
+    "kd": (ways.ours_off_policy, True, True),
+    "sft-triton": (ways.ours_sft, True, False),
+    "kd-triton": (ways.ours_off_policy, True, False),
+    "sft-torch": (ways.ours_sft, False, False),
+    "kd-torch": (ways.ours_off_policy, False, False),
 }
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpyAsync", "cudaMemcpy")
 TOP = 25
@@ -104,7 +106,7 @@ class Found:
 
 def measure(name: str, student: Shape, teacher: Shape, *, vocab: int, rows: int, tokens: int, phases: Phases) -> Found:
     """Train, and sum up what the profilers saw, each number by step."""
-    make, triton = WAYS[name]
+    make, triton, graphs = WAYS[name]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ours, theirs = (_model(shape, vocab, tokens, device) for shape in (student, teacher))
     setting = ways.Setting(
@@ -116,7 +118,8 @@ def measure(name: str, student: Shape, teacher: Shape, *, vocab: int, rows: int,
         micro_batch=rows,
         max_new_tokens=0,
         bfloat16=device == "cuda",
-        triton=triton,
+        triton=triton and device == "cuda",
+        cuda_graphs=graphs,
     )
     trainer = make(setting)
     trainer.add_callback(phases)
@@ -198,7 +201,7 @@ def show(name: str, found: Found) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Measure each way in turn, print, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["sft", "kd-torch"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["sft", "kd"])
     parser.add_argument("--steps", type=int, default=20, help="of each stretch")
     parser.add_argument("--warm-up", type=int, default=20)
     parser.add_argument("--plain", action="store_true", help="only the wall time")

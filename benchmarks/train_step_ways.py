@@ -75,15 +75,20 @@ Way = Callable[[Setting], Trainer]
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """When each step ended."""
+    """When training began and each step ended; every time is told as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
         self.ends: list[float] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._tell(time.perf_counter())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self._tell(self.ends[-1])
 
 
 def in_order(setting: Setting, trainer: Trainer) -> list[Row]:
@@ -200,9 +205,16 @@ def distillation_on_policy(setting: Setting) -> Trainer:
         setting.student,
         setting.teacher,
         args=DistillationConfig(
-            **_peer_arguments(setting), beta=1.0, max_completion_length=setting.max_new_tokens, top_k=0
+            **_peer_arguments(setting),
+            beta=1.0,
+            max_completion_length=setting.max_new_tokens,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            shuffle_dataset=False,
         ),
-        train_dataset=Dataset.from_dict({"prompt": [row.prompt for row in setting.rows]}),
+        # the prompts of each step are those of ours
+        train_dataset=Dataset.from_dict({"prompt": [setting.rows[place].prompt for place in _order(setting)]}),
         processing_class=tokenizer(),
     )
 
