@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -15,9 +16,13 @@ from distill.objectives.head import Form
 from distill.objectives.matching import Matching
 from distill.recipe.signals import LiveSignal
 from distill.recipe.train import EntryCommon, KdEntry, OnPolicyEntry, SftEntry
+from distill.train.arguments import uses_bfloat16
 from distill.train.graphs import GraphedDecoder, capturable
 from distill.train.live import LiveTeacher
 from distill.train.signals import Signal
+
+if TYPE_CHECKING:
+    from distill.train.fused import FusedLayers  # Triton is not installed everywhere
 
 
 def matching_of(
@@ -95,10 +100,22 @@ def decoder_of(
         return None
     pool = torch.cuda.graph_pool_handle()
     if isinstance(teacher, LiveTeacher) and _stays(entry) and capturable(teacher.model):
-        teacher.decoder = GraphedDecoder(teacher.model, pool)
+        teacher.decoder = GraphedDecoder(teacher.model, pool, _fused(teacher.model, teacher.model.dtype))
     plain = not isinstance(entry, KdEntry) or (entry.matching is None and entry.quantize is None)
     own = processes == 1 and entry.lora is None and not entry.gradient_checkpointing
-    return GraphedDecoder(student, pool) if own and plain and capturable(student) else None
+    if not (own and plain and capturable(student)):
+        return None
+    return GraphedDecoder(student, pool, _fused(student, torch.bfloat16 if uses_bfloat16(entry) else student.dtype))
+
+
+def _fused(model: PreTrainedModel, dtype: torch.dtype) -> FusedLayers | None:
+    """The fused layers of a model that computes in `dtype`; attention in float32 is not worth it."""
+    if importlib.util.find_spec("triton") is None or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    from distill.train.fused import FusedLayers
+
+    layers = FusedLayers(model)
+    return layers if len(layers) else None
 
 
 def _stays(entry: SftEntry | KdEntry | OnPolicyEntry) -> bool:
