@@ -29,7 +29,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from distill.model.chat import IGNORED
 from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout, SftEntry
 from distill.train.arguments import common_arguments
-from distill.train.batches import collator, row_order
+from distill.train.batches import Sequences, collator, numbered, row_order
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
@@ -143,23 +143,22 @@ def _entry(setting: Setting) -> dict[str, Any]:
 
 def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
     lengths, order = [len(row.ids) for row in setting.rows], _order(setting)
-    columns = {
-        "input_ids": [row.ids for row in setting.rows],
-        "labels": [row.labels for row in setting.rows],
-        "seq_lengths": [[length] for length in lengths],
-        "row_ids": [[number] for number in range(len(lengths))],
-    }
+    places = [[(0, number)] for number in range(len(lengths))]
+    ids, labels = [row.ids for row in setting.rows], [row.labels for row in setting.rows]
+    names = [[number] for number in range(len(lengths))]
+    rows = Sequences(ids, labels, [[length] for length in lengths], names, places, len(ids), 0, 0)
+    dataset, collate = numbered(rows, order, collator(PAD))
     arguments = common_arguments(entry, steps=setting.steps, processes=1, checkpoints=_folder())
     teacher = None if isinstance(entry, SftEntry) else LiveTeacher(setting.teacher)
     device = setting.student.device
     return KDTrainer(
         setting.student,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False),
-        data_collator=collator(PAD),
-        train_dataset=Dataset.from_dict(columns).select(order),
+        data_collator=collate,
+        train_dataset=dataset,
         processing_class=tokenizer(),
         callbacks=[],
-        finite=FiniteCheck("ours", order, [[(0, number)] for number in range(len(lengths))], ["rows"]),
+        finite=FiniteCheck("ours", order, places, ["rows"]),
         peft_config=None,
         objective=objective_of(entry),
         signal=teacher,
