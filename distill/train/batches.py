@@ -227,8 +227,8 @@ def collator(pad_token_id: int) -> Collate:
 
 
 def numbered(rows: Sequences, order: Sequence[int], collate: Collate) -> tuple[Dataset, Collate]:
-    """A dataset of row numbers in their order, and the collator that looks the rows up: to copy them into a dataset, and
-    out of it again, takes longer."""
+    """A dataset of row numbers in their order, and the collator that looks the rows up: the rows themselves would be
+    copied into a dataset, and out of it again."""
 
     def pick(numbers: list[dict[str, Any]]) -> dict[str, Tensor]:
         return collate([rows.example(number["row"]) for number in numbers])
