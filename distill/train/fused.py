@@ -86,8 +86,8 @@ class FusedLayer:
 
 def _product(x: Tensor, linears: Sequence[Any]) -> Tensor:
     """x [T, W] -> the linears' outputs side by side, [T, sum of O]."""
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    return F.linear(x, torch.cat([linear.weight for linear in linears]), bias)
+    bias = None if linears[0].bias is None else torch.cat([linear.bias.to(x.dtype) for linear in linears])
+    return F.linear(x, torch.cat([linear.weight.to(x.dtype) for linear in linears]), bias)
 
 
 def _is_plain(layer: nn.Module) -> bool:
