@@ -175,6 +175,8 @@ def training_memory(
         frozen, models = 2 * teacher.parameters, 2  # a teacher in 16 bits
     elif isinstance(entry, DpoEntry | KtoEntry) and not adapters:
         frozen = shape.parameters * stored
+    if isinstance(entry, OnPolicyEntry) and work.mixed and not adapters and entry.rollout.attention != "torch":
+        frozen += 2 * shape.parameters  # the copy that answers
     chunk = min(work.tokens, work.chunk_tokens or work.tokens)
     return TrainingMemory(
         trainable=trainable,
