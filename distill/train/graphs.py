@@ -15,8 +15,8 @@ the same inputs, which is what tests there run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -150,9 +150,17 @@ class GraphedDecoder:
 
     @torch.no_grad()
     def _check(self, input_ids: Tensor, position_ids: Tensor) -> None:
+        """Whether what is to be captured gives the same without waiting. (A capture that fails would leave torch's
+        random numbers unusable.)"""
         self._is_checked = True
         with _uncached(input_ids.device.type):
-            distance = _distance(self._run(input_ids, position_ids), self._plain(input_ids, position_ids))
+            try:
+                with _waiting_is_an_error(input_ids.device):
+                    found = self._run(input_ids, position_ids)
+            except RuntimeError as error:  # as of some mixtures of experts
+                self._fail(str(error).splitlines()[0])
+                return
+            distance = _distance(found, self._plain(input_ids, position_ids))
         if not distance < _TOLERANCE:
             self._fail(f"hidden states differ by {distance:.2g}")
 
@@ -200,7 +208,7 @@ class GraphedDecoder:
                 slot.backward = self._recorded(backward)
             if self._pool is not None:
                 slot.hidden = slot.hidden.detach()  # what it was made from may go: graphs know their addresses
-        except RuntimeError as error:  # an operation that waits for the device, as of some mixtures of experts
+        except RuntimeError as error:
             self._fail(str(error).splitlines()[0])
             return
         self._slots[key] = slot
@@ -244,6 +252,20 @@ def _uncached(device: str) -> torch.autocast:
     """Autocast as it is, but that it keeps none of the weights that it casts, to hand them to later passes."""
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
     return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+@contextmanager
+def _waiting_is_an_error(device: torch.device) -> Iterator[None]:
+    """Operations of torch that wait for the GPU raise RuntimeError inside."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

@@ -98,7 +98,8 @@ def test_what_waits_for_the_device_is_not_captured() -> None:
     for _ in range(3):
         hidden = decoder(ids, positions)
         hidden.square().sum().backward()
-    assert decoder.num_captured == 0 and decoder.failure is not None
+    assert decoder.num_captured == 0 and "synchronizing" in str(decoder.failure)
+    torch.randn(2, device=GPU)  # a capture that failed would leave these unusable
     expected = reference.base_model(input_ids=ids, position_ids=positions).last_hidden_state
     torch.testing.assert_close(hidden, expected)
 
