@@ -15,6 +15,7 @@ the same inputs, which is what tests there run.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -261,7 +262,9 @@ def _waiting_is_an_error(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "a prototype feature and does not yet detect all"
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
