@@ -92,17 +92,17 @@ def decoder_of(
 ) -> GraphedDecoder | None:
     """The student's decoder as CUDA graphs, where it can be captured; a live teacher is given its own.
 
-    Not for packed rows, which need a mask. A student trained by several processes, by adapters, with recomputed
+    Not for packed rows, which need a mask, nor under a launcher. A student trained by adapters, with recomputed
     activations or with more than its last hidden states keeps its own passes.
     """
     packed = not isinstance(entry, OnPolicyEntry) and entry.packing
-    if not entry.cuda_graphs or device.type != "cuda" or packed:
+    if not entry.cuda_graphs or device.type != "cuda" or packed or processes > 1:
         return None
     pool = torch.cuda.graph_pool_handle()
     if isinstance(teacher, LiveTeacher) and _stays(entry) and capturable(teacher.model):
         teacher.decoder = GraphedDecoder(teacher.model, pool, _fused(teacher.model, teacher.model.dtype))
     plain = not isinstance(entry, KdEntry) or (entry.matching is None and entry.quantize is None)
-    own = processes == 1 and entry.lora is None and not entry.gradient_checkpointing
+    own = entry.lora is None and not entry.gradient_checkpointing
     if not (own and plain and capturable(student)):
         return None
     return GraphedDecoder(student, pool, _fused(student, torch.bfloat16 if uses_bfloat16(entry) else student.dtype))
