@@ -270,7 +270,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, choices=(1, 2), default=1)
     parser.add_argument("--second-after", type=float, default=0.0, help="seconds before the second GPU is used")
     parser.add_argument("--seconds", type=float, default=86_400.0, help="after which nothing goes on")
-    parser.add_argument("--kernel", choices=("torch", "triton"), default="torch")
+    parser.add_argument(
+        "--kernel", choices=("auto", "torch", "triton"), default="auto", help="of the trainings' losses"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     started = time.monotonic()

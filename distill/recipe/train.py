@@ -56,24 +56,34 @@ class EntryCommon(Section):
     lora: Lora | None = None
 
 
-class SftEntry(EntryCommon):
+class PassFields(Section):
+    """How forward and backward passes are computed."""
+
+    chunk_tokens: int | None = Field(
+        default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
+    )
+    kernel: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="what computes the loss; auto: triton on CUDA where it is installed, else torch"
+    )
+    cuda_graphs: bool = Field(
+        default=True, description="replay the models' passes as CUDA graphs, on a GPU, where they can be captured"
+    )
+
+
+class SftEntry(EntryCommon, PassFields):
     """Cross entropy on the teacher's answers (sequence-level distillation)."""
 
     objective: Literal["sft"]
     packing: bool = False
 
 
-class DivergenceFields(Section):
+class DivergenceFields(PassFields):
     """Which divergence between teacher and student, and how it is computed."""
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"
     beta: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share of the mixture of jsd")
     skew: float = Field(default=0.1, gt=0, lt=1, description="share of the first distribution in the skew KLs' second")
     temperature: float = Field(default=1.0, gt=0)
-    chunk_tokens: int | None = Field(
-        default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
-    )
-    kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
 
 
 class LayerPair(Section):
