@@ -100,7 +100,7 @@ def measure(folder: Path, processes: int, *, quick: bool) -> tuple[list[Row], di
         ),
         difference(recipes["shares"], recipes["stopped"]),
     ]
-    seen = ("whole", "shares", "peak", "code")
+    seen = ("whole", "shares", "peak_mib", "code")
     return rows, {name: {key: report[key] for key in seen if key in report} for name, report in reports.items()}
 
 
