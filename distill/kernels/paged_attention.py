@@ -9,6 +9,8 @@ TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 
@@ -18,12 +20,26 @@ from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
 _TILE = 64  # keys of one step of the inner loop of prefill
 _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
-_NARROW = (64, 2, 2)  # keys of a step of decode, warps and stages, where heads are of up to 64 numbers
-_WIDE = (32, 2, 2)
-_PROGRAMS = 1024  # that decode is split into, where a batch has fewer (sequence, KV head) pairs: several for each SM
+_MERGED_AT_ONCE = 32  # numbers of other splits that a thread reads before it adds them up
 _FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
 _MOST_SPLITS = 128
 _LONG = 1024  # tokens that one program reads at least, where there are programs enough
+
+
+@dataclass(frozen=True)
+class DecodeLaunch:
+    """How decode is cut up: keys of a step, warps and stages of a program, and `programs` that it is split into where a
+    batch has fewer (sequence, KV head) pairs."""
+
+    tile: int
+    warps: int
+    stages: int
+    programs: int
+
+
+def decode_launch(dim: int) -> DecodeLaunch:
+    """The launch for heads of so many numbers."""
+    return DecodeLaunch(64, 2, 2, 1024) if dim <= 64 else DecodeLaunch(32, 2, 2, 1024)
 
 
 def paged_decode(
@@ -39,6 +55,7 @@ def paged_decode(
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     width: torch.Tensor | None = None,
     arrived: torch.Tensor | None = None,
+    launch: DecodeLaunch | None = None,
 ) -> torch.Tensor:
     """One token a sequence, the last of `lengths` [B] tokens in the cache: query [B, H, D], tables [B, M] -> [B, H, E].
     `width` [1]: M, where only the device is to know it; `tables` then is flat, and as long as it may become. How often
@@ -48,8 +65,9 @@ def paged_decode(
     kv_heads, size, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
     longest = tables.numel() // (rows if width is None else 1) * size
-    tile, warps, stages = _NARROW if dim <= 64 else _WIDE
-    splits, least_tiles = plan_splits(rows * kv_heads, longest if window is None else min(window, longest), tile)
+    how = launch or decode_launch(dim)
+    splits, least_tiles = plan_splits(rows * kv_heads, longest if window is None else min(window, longest), how)
+    group_pad, value_pad = triton.next_power_of_2(group), max(_SMALLEST_DOT, triton.next_power_of_2(value_dim))
     partial = torch.empty(rows, kv_heads, splits, group, value_dim, dtype=torch.float32, device=query.device)
     stats = torch.empty(rows, kv_heads, splits, 2, group, dtype=torch.float32, device=query.device)
     out = torch.empty(rows, heads, value_dim, dtype=query.dtype, device=query.device)
@@ -77,31 +95,34 @@ def paged_decode(
         least_tiles,
         KV_HEADS=kv_heads,
         GROUP=group,
-        ROWS=max(_SMALLEST_DOT, triton.next_power_of_2(group)),
+        GROUP_PAD=group_pad,
+        ROWS=max(_SMALLEST_DOT, group_pad),
         DIM=dim,
         DIM_PAD=max(_SMALLEST_DOT, triton.next_power_of_2(dim)),
         VALUE_DIM=value_dim,
-        VALUE_PAD=max(_SMALLEST_DOT, triton.next_power_of_2(value_dim)),
+        VALUE_PAD=value_pad,
         SIZE=size,
-        TILE=tile,
+        TILE=how.tile,
+        MOST=_MOST_SPLITS,
+        CHUNK=max(1, min(_MOST_SPLITS, 32 * how.warps * _MERGED_AT_ONCE // (group_pad * value_pad))),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         QUANTIZED=scales is not None,
         WIDTH_ON_DEVICE=width is not None,
         EARLY=early,
-        num_warps=warps,
-        num_stages=stages,
+        num_warps=how.warps,
+        num_stages=how.stages,
         launch_pdl=early,
     )
     return out
 
 
-def plan_splits(pairs: int, longest: int, tile: int) -> tuple[int, int]:
+def plan_splits(pairs: int, longest: int, how: DecodeLaunch) -> tuple[int, int]:
     """Programs for each of so many (sequence, KV head) pairs of at most so many tokens, and the tiles of keys that each
     reads at least. Those without tokens end at once."""
-    wanted = max(1, _PROGRAMS // pairs)
-    splits = min(max(wanted, _FEWEST_SPLITS), _MOST_SPLITS, triton.cdiv(longest, tile))
-    return splits, 1 if wanted >= _FEWEST_SPLITS else _LONG // wanted // tile
+    wanted = max(1, how.programs // pairs)
+    splits = min(max(wanted, _FEWEST_SPLITS), _MOST_SPLITS, triton.cdiv(longest, how.tile))
+    return splits, 1 if wanted >= _FEWEST_SPLITS else _LONG // wanted // how.tile
 
 
 def varlen_prefill(

@@ -54,34 +54,37 @@ def _online(scores, v, factor, largest, total, sums):
 def _merged(
     partial,
     stats,
-    first,
+    place,
     active,
-    members,
-    width,
-    mask,
     GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
     VALUE_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
     VALUE_PAD: tl.constexpr,
+    MOST: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """With m_i, l_i, a_i the largest score, the sum of weights and the weighted values of split i, and m the largest
-    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i, over the splits with tokens. Other programs wrote them, so they
-    are read past the caches that are not shared."""
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, VALUE_PAD], tl.float32)
-    inside = members < GROUP
-    for place in range(first, first + active):
-        m = tl.load(stats + place * 2 * GROUP + members, mask=inside, other=0.0, cache_modifier=".cg")
-        weight = tl.load(stats + (place * 2 + 1) * GROUP + members, mask=inside, other=1.0, cache_modifier=".cg")
-        places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
-        a = tl.load(partial + places, mask=mask, other=0.0, cache_modifier=".cg")
-        new_largest = tl.maximum(largest, m)
-        before, here = tl.exp(largest - new_largest), tl.exp(m - new_largest)
-        sums = sums * before[:, None] + a * here[:, None]
-        total = total * before + weight * here
-        largest = new_largest
-    return sums / total[:, None]
+    m_i: sum exp(m_i - m) a_i / sum exp(m_i - m) l_i, over the `active` splits from `place` on, [GROUP_PAD, VALUE_PAD].
+    The numbers of all splits are read at once, values of CHUNK at a time: what counts is how often one waits. Other
+    programs wrote them, so they are read past the caches that are not shared."""
+    members, width, every = tl.arange(0, GROUP_PAD), tl.arange(0, VALUE_PAD), tl.arange(0, MOST)
+    inside = (every < active)[:, None] & (members < GROUP)[None, :]
+    where = stats + (place + every)[:, None] * (2 * GROUP) + members[None, :]
+    their_largest = tl.load(where, mask=inside, other=float("-inf"), cache_modifier=".cg")
+    weights = tl.load(where + GROUP, mask=inside, other=0.0, cache_modifier=".cg")
+    largest = tl.where(members < GROUP, tl.max(their_largest, 0), 0.0)
+    total = tl.sum(tl.exp(their_largest - largest[None, :]) * weights, 0)
+    sums = tl.zeros([GROUP_PAD, VALUE_PAD], tl.float32)
+    for first in tl.range(0, active, CHUNK, loop_unroll_factor=2):
+        some = place + first + tl.arange(0, CHUNK)
+        own = (some < place + active)[:, None] & (members < GROUP)[None, :]
+        largest_there = stats + some[:, None] * (2 * GROUP) + members[None, :]
+        shift = tl.load(largest_there, mask=own, other=float("-inf"), cache_modifier=".cg") - largest[None, :]
+        there = (some[:, None] * GROUP + members[None, :])[:, :, None] * VALUE_DIM + width[None, None, :]
+        mask = own[:, :, None] & (width < VALUE_DIM)[None, None, :]
+        values = tl.load(partial + there, mask=mask, other=0.0, cache_modifier=".cg")
+        sums += tl.sum(values * tl.exp(shift)[:, :, None], 0)
+    return sums / tl.where(members < GROUP, total, 1.0)[:, None]
 
 
 @triton.jit(do_not_specialize=["splits", "least_tiles"])
@@ -107,6 +110,7 @@ def decode_kernel(
     least_tiles,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -114,6 +118,8 @@ def decode_kernel(
     VALUE_PAD: tl.constexpr,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
+    MOST: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     QUANTIZED: tl.constexpr,
@@ -158,10 +164,11 @@ def decode_kernel(
     width = tl.arange(0, VALUE_PAD)
     places = (place * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
     mask = (members < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
-    own = out + ((row * KV_HEADS + head) * GROUP + members)[:, None] * VALUE_DIM + width[None, :]
+    own = out + (row * KV_HEADS + head) * GROUP * VALUE_DIM
     active = tl.cdiv(length - first, share)
     if active == 1:
-        tl.store(own, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        found = (sums / total[:, None]).to(out.dtype.element_ty)
+        tl.store(own + members[:, None] * VALUE_DIM + width[None, :], found, mask=mask)
         return
     tl.store(partial + places, sums, mask=mask)
     tl.store(stats + place * 2 * GROUP + members, largest, mask=members < GROUP)
@@ -170,9 +177,10 @@ def decode_kernel(
     if tl.atomic_add(arrived + row * KV_HEADS + head, 1, sem="acq_rel", scope="gpu") == active - 1:
         tl.debug_barrier()
         tl.store(arrived + row * KV_HEADS + head, 0)  # for the next launch
-        place -= split
-        merged = _merged(partial, stats, place, active, members, width, mask, GROUP, VALUE_DIM, ROWS, VALUE_PAD)
-        tl.store(own, merged.to(out.dtype.element_ty), mask=mask)
+        merged = _merged(partial, stats, place - split, active, GROUP, GROUP_PAD, VALUE_DIM, VALUE_PAD, MOST, CHUNK)
+        heads = tl.arange(0, GROUP_PAD)
+        whole = (heads < GROUP)[:, None] & (width < VALUE_DIM)[None, :]
+        tl.store(own + heads[:, None] * VALUE_DIM + width[None, :], merged.to(out.dtype.element_ty), mask=whole)
 
 
 @triton.jit

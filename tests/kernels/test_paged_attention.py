@@ -24,7 +24,7 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it 
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
 from distill.kernels import paged_attention  # noqa: E402
-from distill.kernels.paged_attention import paged_decode, plan_splits, varlen_prefill  # noqa: E402
+from distill.kernels.paged_attention import DecodeLaunch, paged_decode, plan_splits, varlen_prefill  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 
@@ -64,9 +64,9 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
 def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are programs enough, a short sequence has one and a long one several; counts are zero again after a
     call, and a table may be flat, with a width that only the device knows."""
-    monkeypatch.setattr(paged_attention, "_PROGRAMS", 1)
     monkeypatch.setattr(paged_attention, "_LONG", 128)
-    assert plan_splits(24, 5000, 64) == (4, 2) and plan_splits(1, 100, 64) == (2, 2)
+    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1)
+    assert plan_splits(24, 5000, how) == (4, 2) and plan_splits(1, 100, how) == (2, 2)
     torch.manual_seed(0)
     totals = [100, 1, 129, 700]
     keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
@@ -79,10 +79,30 @@ def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = torch.cat([tables.flatten(), torch.full((400,), -1, dtype=torch.int32, device=DEVICE)])
     width = torch.tensor([tables.shape[1]], device=DEVICE)
     for _ in range(2):
-        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived)
+        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived, launch=how)
         assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
-        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width)
+        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width, launch=how)
         assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
+
+
+@pytest.mark.parametrize("heads,kv_heads,dims", [(7, 1, (24, 20)), (2, 2, (16, 128)), (3, 1, (16, 128))])
+@pytest.mark.parametrize("programs", [1024, 66])
+def test_decode_of_one_long_sequence(heads: int, kv_heads: int, dims: tuple[int, int], programs: int) -> None:
+    """Cut into as many pieces as there may be, whose values are read in several goes, the last of them not full; the
+    largest scores stand in one piece, so that a wrong shift of the others shows."""
+    torch.manual_seed(0)
+    total = 128 * 16 - 3
+    keys, values, tables = _cache([total], kv_heads, 8, dims, torch.float32)
+    keys[tables[0, 5].item()] *= 6
+    query = torch.randn(1, heads, dims[0], device=DEVICE)
+    lengths, zero = torch.tensor([total], device=DEVICE), torch.zeros(1, dtype=torch.int64)
+    how = DecodeLaunch(tile=16, warps=2, stages=2, programs=programs)
+    splits, _ = plan_splits(kv_heads, total, how)
+    assert splits == min(128, programs // kv_heads)
+    out = paged_decode(query, keys, values, tables, lengths, scale=0.3, launch=how)
+    limits = {"scale": 0.3, "window": None, "softcap": None}
+    expected = paged_reference(query, keys, values, tables, zero, zero + 1, lengths - 1, **limits)
+    assert torch.allclose(out.double(), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("window", [None, 70, 5])

@@ -1,0 +1,144 @@
+"""How paged decode is best cut up, for one sequence alone and for batches.
+
+    python -m benchmarks.paged_sweep [--json PATH]
+
+Keys of a step, warps, stages, and the programs that a launch is made of, each timed in a CUDA graph; microseconds of one
+layer's attention. The winners are written into `distill/kernels/paged_attention.py` by hand. Needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import write_json
+from benchmarks.gpu_models import peak_speed
+from benchmarks.paged_bandwidth import seconds
+from distill.kernels.paged_attention import DecodeLaunch, paged_decode
+
+_BLOCK = 32
+_PROGRAMS = (66, 132, 264, 528, 1024)
+_CUTS = {
+    64: [(64, 2, 2), (64, 4, 2), (128, 4, 2), (64, 4, 3), (32, 2, 3)],
+    128: [(32, 2, 2), (32, 2, 3), (64, 4, 2), (64, 4, 3), (32, 4, 3), (128, 4, 2)],
+}
+_PROCESSES = 11
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Query heads, KV heads, head size, sequences, tokens of each, and tokens that their tables have room for."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    rows: int
+    length: int
+    room: int
+
+
+_SHAPES = [
+    *(Shape(14, 2, 64, *rest) for rest in ((1, 256, 2048), (1, 8192, 8192), (64, 512, 2048))),
+    *(Shape(28, 4, 128, *rest) for rest in ((1, 256, 2048), (8, 512, 2048), (64, 512, 2048))),
+    *(Shape(32, 4, 128, *rest) for rest in ((1, 8192, 8192), (1, 32768, 32768), (32, 8192, 8192))),
+    *(Shape(8, 8, 128, *rest) for rest in ((1, 8192, 8192), (1, 32768, 32768), (16, 8192, 8192))),
+]
+
+
+def compile_one(job: tuple[tuple[int, int, int], Shape]) -> None:
+    """Fills Triton's cache on disk, before anything is timed."""
+    cut, shape = job
+    try:
+        Decode(Shape(shape.heads, shape.kv_heads, shape.dim, 1, 64, 256), DecodeLaunch(*cut, 132))()
+    except Exception as error:  # seen again, and told, when it is timed
+        print(cut, shape, type(error).__name__, flush=True)
+
+
+class Decode:
+    """One call of decode on random numbers, in blocks of random order, again and again."""
+
+    def __init__(self, shape: Shape, how: DecodeLaunch | None = None) -> None:
+        blocks = shape.length // _BLOCK
+        size = (shape.rows * blocks, shape.kv_heads, _BLOCK, shape.dim)
+        self.keys, self.values = (torch.randn(*size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        order = torch.randperm(shape.rows * blocks, device="cuda", dtype=torch.int32).view(shape.rows, blocks)
+        self.tables = torch.zeros(shape.rows, shape.room // _BLOCK, device="cuda", dtype=torch.int32)
+        self.tables[:, :blocks] = order
+        self.lengths = torch.full((shape.rows,), shape.length, device="cuda", dtype=torch.int64)
+        self.query = torch.randn(shape.rows, shape.heads, shape.dim, device="cuda", dtype=torch.bfloat16)
+        self.arrived = torch.zeros(shape.rows * shape.kv_heads, dtype=torch.int32, device="cuda")
+        self.how = how
+        self.scale = shape.dim**-0.5
+
+    def __call__(self) -> torch.Tensor:
+        return paged_decode(
+            self.query,
+            self.keys,
+            self.values,
+            self.tables,
+            self.lengths,
+            scale=self.scale,
+            arrived=self.arrived,
+            launch=self.how,
+        )
+
+
+def measure(shape: Shape) -> list[dict[str, object]]:
+    """Every way to cut it up with its microseconds, the best first; one that fails is left out."""
+    call = Decode(shape)
+    call.how = None
+    expected = call().float()
+    num_bytes = 2 * shape.rows * shape.length * shape.kv_heads * shape.dim * 2
+    found = []
+    for cut, programs in product(_CUTS[shape.dim], _PROGRAMS):
+        call.how = DecodeLaunch(*cut, programs)
+        try:
+            distance = float((call().float() - expected).abs().max())
+            taken = seconds(call)
+        except Exception as error:
+            print(shape, call.how, type(error).__name__, str(error)[:100], flush=True)
+            continue
+        found.append(
+            {
+                "tile, warps, stages, programs": [*cut, programs],
+                "microseconds": round(taken * 1e6, 2),
+                "share of bandwidth": round(num_bytes / taken / peak_speed(), 3),
+                "distance": distance,
+            }
+        )
+    return sorted(found, key=lambda row: float(str(row["microseconds"])))
+
+
+def main() -> None:
+    """Compile, time, print the best, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    kinds = {(shape.heads, shape.kv_heads, shape.dim): shape for shape in _SHAPES}
+    jobs = [(cut, shape) for shape in kinds.values() for cut in _CUTS[shape.dim]]
+    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
+        list(pool.map(compile_one, jobs))
+    print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "command": "python -m benchmarks.paged_sweep"}
+    for shape in _SHAPES:
+        ranked = measure(shape)
+        result[str(shape)] = ranked
+        print(shape, flush=True)
+        for row in ranked[:5]:
+            print("   ", row, flush=True)
+        if options.json:
+            write_json(options.json, result)
+        torch.cuda.empty_cache()
+    print(f"done after {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
