@@ -2,8 +2,8 @@
 
     python -m benchmarks.paged_sweep [--json PATH]
 
-Keys of a step, warps, stages, and the programs that a launch is made of, each timed in a CUDA graph; microseconds of one
-layer's attention. The winners are written into `distill/kernels/paged_attention.py` by hand. Needs a GPU.
+Keys of a step, warps, stages, and the programs that a launch is made of, each timed in a CUDA graph; microseconds of
+one layer. The winners go into `distill/kernels/paged_attention.py` by hand. Needs a GPU.
 """
 
 from __future__ import annotations

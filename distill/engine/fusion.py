@@ -90,6 +90,8 @@ class Joined:
         """x [T, I] -> silu(first(norm(x))) * second(norm(x)), [T, O]."""
         if pays(x) and self._weight is not None and self._bias is None:
             return gated_gemv(x, self._weight, norm=(norm.weight, norm.variance_epsilon))
+        if self._packed is not None:
+            return self._packed.gated(rms_norm(x, norm.weight, norm.variance_epsilon))
         return silu_mul(*self(x, norm).chunk(2, dim=-1))
 
 

@@ -72,6 +72,7 @@ def gemv(
         OUT_BLOCK=launch.outputs,
         BLOCK=launch.inputs,
         STEPS=triton.cdiv(width, launch.inputs),
+        UNROLL=max(1, min(4, triton.cdiv(width, launch.inputs) - 1)),
         HAS_BIAS=bias is not None,
         HAS_NORM=norm is not None,
         ADDS=out is not None,
@@ -83,19 +84,25 @@ def gemv(
 
 
 def gated_gemv(
-    x: torch.Tensor, weight: torch.Tensor, *, norm: tuple[torch.Tensor, float], launch: Launch | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    norm: tuple[torch.Tensor, float] | None = None,
+    launch: Launch | None = None,
 ) -> torch.Tensor:
-    """x [M, I], weight [2 O, I] of gate and up -> silu(n(x) W_gate^T) * (n(x) W_up^T) with n the RMSNorm, [M, O]."""
+    """x [M, I], weight [2 O, I] of gate and up -> silu(n(x) W_gate^T) * (n(x) W_up^T), [M, O]; n is the RMSNorm where
+    `norm` is given, and nothing else."""
     rows, width = x.shape
+    norm_weight, eps = norm or (x, 0.0)
     launch = launch or plan(rows, width, x.device)
     outputs = len(weight) // 2
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     gated_gemv_kernel[(triton.cdiv(outputs, launch.outputs),)](
         x,
         weight,
-        norm[0],
+        norm_weight,
         out,
-        norm[1],
+        eps,
         x.stride(0),
         OUT=outputs,
         WIDTH=width,
@@ -104,6 +111,8 @@ def gated_gemv(
         OUT_BLOCK=launch.outputs,
         BLOCK=launch.inputs,
         STEPS=triton.cdiv(width, launch.inputs),
+        UNROLL=max(1, min(4, triton.cdiv(width, launch.inputs) - 1)),
+        HAS_NORM=norm is not None,
         EARLY=launch.early,
         num_warps=launch.warps,
         launch_pdl=launch.early,

@@ -12,13 +12,15 @@ PROCESSORS = 132
 @dataclass(frozen=True)
 class Kind:
     """Slabs of 16 outputs of a program, warps, loads under way, whether scales meet the weights (and not the sums of a
-    group), and how many programs a multiprocessor shall have."""
+    group), how many programs a multiprocessor shall have, and whether the next kernel may begin when the sums are made
+    (`early.py`; where the GPU can)."""
 
     slabs: int
     warps: int
     stages: int
     scaled: bool
     programs: int
+    early: bool = False
 
 
 KINDS = {

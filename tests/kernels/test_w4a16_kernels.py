@@ -58,6 +58,29 @@ def test_product(
     assert (dense(words, grid, form, torch.float16).double() - exact).norm() <= 4e-4 * exact.norm()
 
 
+@pytest.mark.parametrize("half,how", [(48, None), (32, Kind(4, 4, 2, False, 1)), (80, Kind(8, 4, 2, True, 2))])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gated(half: int, how: Kind | None, has_bias: bool) -> None:
+    """Gate and up in one product, in one piece and in several, with outputs that fill no program: as apart, rounded
+    where a model rounds."""
+    torch.manual_seed(0)
+    codes = torch.randint(-8, 8, (2 * half, 1536), dtype=torch.int8)
+    scales = (torch.rand(2 * half, 12) * 0.02).half()
+    x, bias = torch.randn(5, 1536).half(), torch.randn(2 * half).half() if has_bias else None
+    form = Form.of(codes, scales, None, bits=4)
+    words, grid = pack(codes, scales, None, bits=4)
+    arrived = counters(form, x.device)
+    both = x.double() @ dequantize(codes, scales, None).double().T + (0 if bias is None else bias.double())
+    gate, up = both.chunk(2, -1)
+    expected = torch.nn.functional.silu(gate) * up
+    if how is None:
+        got = product(x, words, grid, arrived, form, bias, torch.float16, gated=True)
+    else:
+        got = launch_product(x, words, grid, arrived, form, bias, torch.float16, 16, how, gated=True)
+    assert got.shape == (5, half) and not arrived.any()
+    assert (got.double() - expected).norm() <= 2e-3 * expected.norm()
+
+
 def test_the_layout_is_that_of_the_matrix_instructions() -> None:
     """By PTX's table of the fragments of `mma.m16n8k16`: thread 4 g + c holds rows g and g + 8 and columns 2 c,
     2 c + 1, 2 c + 8 and 2 c + 9 of every 16; its words are four neighbours in each half of a tile."""
