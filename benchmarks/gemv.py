@@ -149,15 +149,18 @@ def main() -> int:
     parser.add_argument("--models", default=",".join(SHAPES))
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--compile", choices=("first", "only", "not"), default="first", help="of all that is timed")
     options = parser.parse_args()
     models = options.models.split(",")
     rows: list[Row] = []
     details: dict[str, object] = {"bandwidth: of the data sheet, of a copy": [peak_speed(), copy_speed()]}
     began = time.perf_counter()
-    if options.sweep:
+    if options.sweep and options.compile != "not":
         with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
             list(pool.map(compile_some, product(models, range(PROCESSES))))
         print(f"compiled after {time.perf_counter() - began:.0f} s", flush=True)
+        if options.compile == "only":
+            return 0
     command = f"python -m benchmarks.gemv --models {options.models}" + " --sweep" * options.sweep
     for name in models:
         shape = SHAPES[name]

@@ -120,13 +120,17 @@ def main() -> None:
     """Compile, time, print the best, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--compile", choices=("first", "only", "not"), default="first", help="of all that is timed")
     options = parser.parse_args()
     started = time.perf_counter()
     kinds = {(shape.heads, shape.kv_heads, shape.dim): shape for shape in _SHAPES}
     jobs = [(cut, shape) for shape in kinds.values() for cut in _CUTS[shape.dim]]
-    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_one, jobs))
-    print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    if options.compile != "not":
+        with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
+            list(pool.map(compile_one, jobs))
+        print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    if options.compile == "only":
+        return
     result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "command": "python -m benchmarks.paged_sweep"}
     for shape in _SHAPES:
         ranked = measure(shape)

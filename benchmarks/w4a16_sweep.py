@@ -115,11 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true", help="the winners into distill/kernels/w4a16_launches.py")
+    parser.add_argument("--compile", choices=("first", "only", "not"), default="first", help="of all that is timed")
     options = parser.parse_args()
     started = time.perf_counter()
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_some, range(PROCESSES)))
-    print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    if options.compile != "not":
+        with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+            list(pool.map(compile_some, range(PROCESSES)))
+        print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    if options.compile == "only":
+        return
     result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "group": GROUP, "rows": ROWS}
     best = dict(w4a16_launches.KINDS)
     for width in ROWS:

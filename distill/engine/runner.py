@@ -77,8 +77,8 @@ class Engine:
             self.cache, self.pool, self._prefix, tables = paging.cache, paging.pool, paging.prefix, paging.tables
             self.max_model_len = paging.max_length
             if paging.has_spare_block:
-                limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
-                self.graphs = DecodeGraphs(model, partial(forward, model, fusion=self._fusion), self.cache, **limits)
+                compute = partial(forward, model, fusion=self._fusion)
+                self.graphs = DecodeGraphs(model, compute, self.cache, config, max_length=self.max_model_len)
             if draft is not None:
                 longest, vocab = structures[1].max_length, self.vocab_size
                 drafter = Drafter(draft.model, others[0], config, max_length=longest, target_vocab=vocab)

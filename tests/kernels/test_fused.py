@@ -127,6 +127,17 @@ def test_fused_layers_write_what_transformers_writes(name: str) -> None:
     assert [_generate(model, prompt) for prompt in prompts] == expected
 
 
+def test_prompts_on_fixed_inputs_write_what_transformers_writes() -> None:
+    """Those that come again, with tokens beside them that nobody needs."""
+    model = tiny_model("qwen3").to(DEVICE)
+    prompts = [[5, 6, 7, 8, 9], [9, 8, 7]]
+    expected = [_generate(model, prompt) for prompt in prompts]
+    engine = Engine(model, None, EngineConfig(attention="triton", block_size=4, prefix_cache=False, max_batch=3))
+    for _ in range(3):
+        assert [c.token_ids for c in engine.generate(prompts, SamplingParams(max_tokens=6))] == expected
+    assert engine.graphs is not None and engine.graphs.prompts.num_captured == 1
+
+
 @pytest.mark.parametrize("name", ["gemma2", "phi3", "mixtral", "gpt-neox", "opt"])
 def test_other_layers_stay_as_they_are(name: str) -> None:
     assert Engine(tiny_model(name).to(DEVICE), None, EngineConfig(attention="triton"))._fusion is None
