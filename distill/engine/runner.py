@@ -62,10 +62,10 @@ class Engine:
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
         kernels = config.attention == "triton" and team is None
-        self._fusion = fuse(model, structure) if kernels and config.fused else None
+        self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
+        self._fusion = fuse(model, structure, self.max_model_len) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = eos_ids(model, tokenizer)
-        self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
         self.speculation: Speculation | None = None

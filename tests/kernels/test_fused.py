@@ -84,6 +84,10 @@ def test_rotate_and_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads
     _close(found, q[0])
     _close(keys, wanted_keys)
     assert torch.equal(values, wanted_values)
+    places = torch.tensor([3, 0, 6, 2, 5], device=DEVICE)
+    tables = [torch.zeros(7, dim, dtype=dtype, device=DEVICE).index_copy_(0, places, part) for part in (cos, sin)]
+    by_table = rotate_and_store(qkv, *tables, slots, keys, values, query_heads=heads, norms=norms, positions=places)
+    assert torch.equal(by_table, found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,6 +126,7 @@ def test_fused_layers_write_what_transformers_writes(name: str) -> None:
     expected = [_generate(model, prompt) for prompt in prompts]
     engine = Engine(model, None, EngineConfig(attention="triton", block_size=4, prefill_tokens=20))
     assert engine._fusion is not None and len(engine._fusion) == model.config.num_hidden_layers
+    assert engine._fusion._angles is not None and engine._fusion._norm is not None
     assert [c.token_ids for c in engine.generate(prompts, SamplingParams(max_tokens=6))] == expected
     assert engine.stats.cached_tokens > 0
     assert [_generate(model, prompt) for prompt in prompts] == expected
