@@ -169,7 +169,9 @@ def main() -> int:
         for count in (1, 2, 4):
             start = torch.randn(count, shape[0], dtype=torch.bfloat16, device="cuda")
             peer = chain(by_cublas, start, layers)
-            own = tuple(plan(count, width, start.device) for width in (shape[0], shape[0], shape[2]))
+            hidden, mixed, inner = shape[:3]
+            sizes = ((hidden, mixed), (hidden, inner), (inner, hidden))
+            own = tuple(plan(count, width, outputs, start.device) for width, outputs in sizes)
             value = chain(lambda h, w, own=own: by_gemv(h, w, own), start, layers)
             rows.append(Row(f"{name}, {count} rows", value, "us/layer", peer, peer / value, floor))
             print(f"{name}, {count} rows: {value:.2f} us a layer, cuBLAS {peer:.2f}, floor {floor:.2f}", flush=True)

@@ -1,14 +1,16 @@
 """How paged decode is best cut up, for one sequence alone and for batches.
 
-    python -m benchmarks.paged_sweep [--json PATH]
+    python -m benchmarks.paged_sweep [--write] [--json PATH]
 
 Keys of a step, warps, stages, and the programs that a launch is made of, each timed in a CUDA graph; microseconds of
-one layer. The winners go into `distill/kernels/paged_attention.py` by hand. Needs a GPU.
+one layer. For each head size the launch wins that is least slower than the best of each shape, on average; --write puts
+it into `distill/kernels/paged_launches.py`. Needs a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,14 +23,13 @@ import torch
 from benchmarks.common import write_json
 from benchmarks.gpu_models import peak_speed
 from benchmarks.paged_bandwidth import seconds
-from distill.kernels.paged_attention import DecodeLaunch, paged_decode
+from distill.kernels import paged_launches
+from distill.kernels.paged_attention import paged_decode
+from distill.kernels.paged_launches import DecodeLaunch
 
 _BLOCK = 32
-_PROGRAMS = (66, 132, 264, 528, 1024)
-_CUTS = {
-    64: [(64, 2, 2), (64, 4, 2), (128, 4, 2), (64, 4, 3), (32, 2, 3)],
-    128: [(32, 2, 2), (32, 2, 3), (64, 4, 2), (64, 4, 3), (32, 4, 3), (128, 4, 2)],
-}
+_PROGRAMS = (132, 264, 528)
+_CUTS = {64: [(64, 2, 2), (128, 4, 2)], 128: [(64, 4, 2), (128, 4, 2)]}
 _PROCESSES = 11
 
 
@@ -47,8 +48,8 @@ class Shape:
 _SHAPES = [
     *(Shape(14, 2, 64, *rest) for rest in ((1, 256, 2048), (1, 8192, 8192), (64, 512, 2048))),
     *(Shape(28, 4, 128, *rest) for rest in ((1, 256, 2048), (8, 512, 2048), (64, 512, 2048))),
-    *(Shape(32, 4, 128, *rest) for rest in ((1, 8192, 8192), (1, 32768, 32768), (32, 8192, 8192))),
-    *(Shape(8, 8, 128, *rest) for rest in ((1, 8192, 8192), (1, 32768, 32768), (16, 8192, 8192))),
+    *(Shape(32, 4, 128, *rest) for rest in ((1, 8192, 8192), (1, 32768, 32768), (32, 8192, 8192), (8, 32768, 32768))),
+    *(Shape(8, 8, 128, *rest) for rest in ((1, 8192, 8192), (1, 32768, 32768), (16, 8192, 8192), (4, 32768, 32768))),
 ]
 
 
@@ -116,10 +117,29 @@ def measure(shape: Shape) -> list[dict[str, object]]:
     return sorted(found, key=lambda row: float(str(row["microseconds"])))
 
 
+def winner(ranked: list[list[dict[str, object]]]) -> DecodeLaunch:
+    """The launch with the least mean ratio to the best of each shape, of those that run everywhere."""
+    ratios: dict[tuple[int, int, int, int], list[float]] = {}
+    for rows in ranked:
+        for row in rows:
+            how = tuple(row["tile, warps, stages, programs"])  # type: ignore[arg-type]
+            ratios.setdefault(how, []).append(float(str(row["microseconds"])) / float(str(rows[0]["microseconds"])))  # type: ignore[arg-type]
+    return DecodeLaunch(*min((sum(found), how) for how, found in ratios.items() if len(found) == len(ranked))[1])
+
+
+def write(best: dict[int, DecodeLaunch]) -> None:
+    """The module of launches with these."""
+    path = Path(paged_launches.__file__)
+    text = re.sub(r'GPU = ".*"', f'GPU = "{torch.cuda.get_device_name()}"', path.read_text())
+    lines = "".join(f"    {dim}: {how},\n" for dim, how in best.items())
+    path.write_text(re.sub(r"LAUNCHES = \{\n.*?\}\n", f"LAUNCHES = {{\n{lines}}}\n", text, flags=re.S))
+
+
 def main() -> None:
     """Compile, time, print the best, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="the winners into distill/kernels/paged_launches.py")
     parser.add_argument("--compile", choices=("first", "only", "not"), default="first", help="of all that is timed")
     options = parser.parse_args()
     started = time.perf_counter()
@@ -132,8 +152,10 @@ def main() -> None:
     if options.compile == "only":
         return
     result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "command": "python -m benchmarks.paged_sweep"}
+    by_dim: dict[int, list[list[dict[str, object]]]] = {dim: [] for dim in _CUTS}
     for shape in _SHAPES:
         ranked = measure(shape)
+        by_dim[shape.dim].append(ranked)
         result[str(shape)] = ranked
         print(shape, flush=True)
         for row in ranked[:5]:
@@ -141,6 +163,13 @@ def main() -> None:
         if options.json:
             write_json(options.json, result)
         torch.cuda.empty_cache()
+    best = {dim: winner(found) for dim, found in by_dim.items()}
+    result["best"] = {str(dim): str(how) for dim, how in best.items()}
+    print(result["best"])
+    if options.json:
+        write_json(options.json, result)
+    if options.write:
+        write(best)
     print(f"done after {time.perf_counter() - started:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""Decoder layers of Llama's build in ten launches instead of about 45 (seven at a few rows), in the engine alone.
+"""Decoder layers of Llama's build in ten launches instead of about 45 (five at a few rows), in the engine alone.
 
 A layer qualifies by what it is made of (RMSNorm, attention with rotary halves, gated SiLU; Llama, Mistral, Qwen2,
 Qwen3), and the model as a whole by giving the same logits with and without: nothing goes by names of models. Every
@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from distill.engine.attention import attend_by_kernels, packed_attention
 from distill.engine.batch import PackedBatch
 from distill.kernels.fused import rms_norm, rotate_and_store, silu_mul
-from distill.kernels.gemv import gated_gemv, gemv, pays
+from distill.kernels.gemv import gated_gemv, gemv, pays, pays_apart
+from distill.kernels.paged_attention import Turn, paged_decode
 from distill.kernels.w4a16 import PackedLinear
 
 
@@ -136,12 +137,17 @@ class Joined:
             return torch.cat([linear(normed) for linear in self._linears], -1)
         if pays(x):
             return gemv(x, self._weight, self._bias, norm=(norm.weight, norm.variance_epsilon))
-        return nn.functional.linear(rms_norm(x, norm.weight, norm.variance_epsilon), self._weight, self._bias)
+        normed = rms_norm(x, norm.weight, norm.variance_epsilon)
+        if pays_apart(x):
+            return gemv(normed, self._weight, self._bias)
+        return nn.functional.linear(normed, self._weight, self._bias)
 
     def gated(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
         """x [T, I] -> silu(first(norm(x))) * second(norm(x)), [T, O]."""
         if pays(x) and self._weight is not None and self._bias is None:
             return gated_gemv(x, self._weight, norm=(norm.weight, norm.variance_epsilon))
+        if pays_apart(x) and self._weight is not None and self._bias is None:
+            return gated_gemv(rms_norm(x, norm.weight, norm.variance_epsilon), self._weight)
         if self._packed is not None:
             return self._packed.gated(rms_norm(x, norm.weight, norm.variance_epsilon))
         return silu_mul(*self(x, norm).chunk(2, dim=-1))
@@ -223,13 +229,27 @@ class FusedLayer:
         placement = batch.placement(self._index)
         if batch.cache is not None and placement.tables is not None and not batch.cache.is_quantized:
             keys, values = batch.cache.keys[self._index], batch.cache.values[self._index]
-            slots = batch.token_slots(self._index)
+            slots, tables = batch.token_slots(self._index), placement.tables
+            if tables.decode is not None and tables.prefill is None:
+                turn = Turn(cos, sin, self._angles is not None, slots, norms)
+                table, lengths = tables.decode
+                out = paged_decode(
+                    qkv,
+                    keys,
+                    values,
+                    table,
+                    lengths,
+                    scale=scale,
+                    window=self._window,
+                    width=tables.width,
+                    arrived=tables.arrived,
+                    turn=turn,
+                )
+                return out.view(len(qkv), -1)
             query = rotate_and_store(
                 qkv, cos, sin, slots, keys, values, query_heads=self._heads, norms=norms, positions=positions
             )
-            out = attend_by_kernels(
-                batch, placement.tables, self._index, query.transpose(0, 1)[None], self._window, scale, None
-            )
+            out = attend_by_kernels(batch, tables, self._index, query.transpose(0, 1)[None], self._window, scale, None)
             return out.view(len(qkv), -1)
         keys, values = (qkv.new_empty(1, self._kv_heads, len(qkv), self._head_dim) for _ in range(2))
         own = torch.arange(len(qkv), device=qkv.device)
@@ -255,7 +275,7 @@ def _add(hidden: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> None:
         linear.add_to(hidden, x)
     elif not _is_plain(linear) or linear.bias is not None:
         hidden.add_(linear(x))
-    elif pays(hidden):
+    elif pays(hidden) or pays_apart(hidden):
         gemv(x, linear.weight, out=hidden)  # type: ignore[arg-type]
     else:
         hidden.addmm_(x, linear.weight.t())  # type: ignore[operator]

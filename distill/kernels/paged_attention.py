@@ -16,30 +16,33 @@ import triton
 
 from distill.kernels.early import may_begin_early
 from distill.kernels.paged_kernels import decode_kernel, prefill_kernel
+from distill.kernels.paged_launches import LAUNCHES, DecodeLaunch
 
 _TILE = 64  # keys of one step of the inner loop of prefill
 _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
-_MERGED_AT_ONCE = 32  # numbers of other splits that a thread reads before it adds them up
+_MERGED_AT_ONCE = 64  # numbers of other splits that a thread reads before it adds them up
 _FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
 _MOST_SPLITS = 128
 _LONG = 1024  # tokens that one program reads at least, where there are programs enough
 
 
 @dataclass(frozen=True)
-class DecodeLaunch:
-    """How decode is cut up: keys of a step, warps and stages of a program, and `programs` that it is split into where a
-    batch has fewer (sequence, KV head) pairs."""
+class Turn:
+    """Rotary positions of a decoding batch: cosines and sines, [B, D], or tables of all positions (`by_position`);
+    where the newest tokens go, `slots` [B] = block x S + offset, nowhere where that is negative; `norms`: weights [D]
+    of the RMSNorm of each query and key head before the turn, and its epsilon."""
 
-    tile: int
-    warps: int
-    stages: int
-    programs: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+    by_position: bool
+    slots: torch.Tensor
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None = None
 
 
 def decode_launch(dim: int) -> DecodeLaunch:
     """The launch for heads of so many numbers."""
-    return DecodeLaunch(64, 2, 2, 1024) if dim <= 64 else DecodeLaunch(32, 2, 2, 1024)
+    return next((how for most, how in LAUNCHES.items() if dim <= most), LAUNCHES[max(LAUNCHES)])
 
 
 def paged_decode(
@@ -56,14 +59,21 @@ def paged_decode(
     width: torch.Tensor | None = None,
     arrived: torch.Tensor | None = None,
     launch: DecodeLaunch | None = None,
+    turn: Turn | None = None,
 ) -> torch.Tensor:
     """One token a sequence, the last of `lengths` [B] tokens in the cache: query [B, H, D], tables [B, M] -> [B, H, E].
     `width` [1]: M, where only the device is to know it; `tables` then is flat, and as long as it may become. How often
     a sequence is split depends on shapes alone, so nothing waits for the device; the last program of a sequence puts
-    its splits together. `arrived`, int32 [B x K]: zeros, and zeros again afterwards, for callers that keep them."""
-    rows, heads, dim = query.shape
-    kv_heads, size, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
+    its splits together. `arrived`, int32 [B x K]: zeros, and zeros again afterwards, for callers that keep them. With
+    a `turn` the query is [B, (H + 2 K) D], queries, keys and values of the newest tokens before it, which the cache
+    does not hold yet; they go there meanwhile."""
+    (rows, kv_heads, size, dim), value_dim = (len(query), *keys.shape[1:]), values.shape[3]
+    if turn is not None:
+        assert query.is_contiguous() and dim == value_dim and softcap is None and scales is None
+        query = query.view(rows, -1, dim)
+    heads = query.shape[1] - (0 if turn is None else 2 * kv_heads)
     group = heads // kv_heads
+    query_weight, key_weight, eps = (turn.norms if turn is not None else None) or (query, query, 0.0)
     longest = tables.numel() // (rows if width is None else 1) * size
     how = launch or decode_launch(dim)
     splits, least_tiles = plan_splits(rows * kv_heads, longest if window is None else min(window, longest), how)
@@ -85,6 +95,10 @@ def paged_decode(
         stats,
         arrived,
         out,
+        *((query, query, lengths) if turn is None else (turn.cos, turn.sin, turn.slots)),
+        query_weight,
+        key_weight,
+        eps,
         scale,
         softcap or 0.0,
         window or 0,
@@ -104,11 +118,14 @@ def paged_decode(
         SIZE=size,
         TILE=how.tile,
         MOST=_MOST_SPLITS,
-        CHUNK=max(1, min(_MOST_SPLITS, 32 * how.warps * _MERGED_AT_ONCE // (group_pad * value_pad))),
+        AT_ONCE=max(1, min(16, 32 * how.warps * _MERGED_AT_ONCE // (group_pad * value_pad))),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         QUANTIZED=scales is not None,
         WIDTH_ON_DEVICE=width is not None,
+        TURNS=turn is not None,
+        BY_POSITION=turn is not None and turn.by_position,
+        HAS_NORM=turn is not None and turn.norms is not None,
         EARLY=early,
         num_warps=how.warps,
         num_stages=how.stages,

@@ -24,9 +24,9 @@ class Kind:
 
 
 KINDS = {
-    16: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3),
-    32: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3),
-    64: Kind(slabs=4, warps=4, stages=3, scaled=False, programs=3),
-    128: Kind(slabs=4, warps=4, stages=3, scaled=False, programs=2),
+    16: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3, early=False),
+    32: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3, early=False),
+    64: Kind(slabs=4, warps=4, stages=3, scaled=False, programs=3, early=True),
+    128: Kind(slabs=8, warps=8, stages=3, scaled=True, programs=1, early=False),
 }
 """By the rows of x that a program has; more rows are more programs."""

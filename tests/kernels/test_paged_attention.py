@@ -24,7 +24,9 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it 
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
 from distill.kernels import paged_attention  # noqa: E402
-from distill.kernels.paged_attention import DecodeLaunch, paged_decode, plan_splits, varlen_prefill  # noqa: E402
+from distill.kernels.fused import rotate_and_store  # noqa: E402
+from distill.kernels.paged_attention import Turn, paged_decode, plan_splits, varlen_prefill  # noqa: E402
+from distill.kernels.paged_launches import DecodeLaunch  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 
@@ -103,6 +105,43 @@ def test_decode_of_one_long_sequence(heads: int, kv_heads: int, dims: tuple[int,
     limits = {"scale": 0.3, "window": None, "softcap": None}
     expected = paged_reference(query, keys, values, tables, zero, zero + 1, lengths - 1, **limits)
     assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("window,normed,by_position", [(None, False, True), (70, True, True), (5, True, False)])
+@pytest.mark.parametrize("heads,kv_heads,dim", [(4, 4, 32), (6, 2, 24)])
+def test_decode_that_turns(
+    dtype: torch.dtype, window: int | None, normed: bool, by_position: bool, heads: int, kv_heads: int, dim: int
+) -> None:
+    """As `rotate_and_store` and decode one after the other: the newest token at the start of a block and of a split,
+    the only one, and one that is not to be stored."""
+    torch.manual_seed(0)
+    totals = [1, 9, 64, 65, 130, 200]
+    keys, values, tables = _cache(totals, kv_heads, 8, (dim, dim), dtype)
+    qkv = torch.randn(len(totals), (heads + 2 * kv_heads) * dim, dtype=dtype, device=DEVICE)
+    angles = torch.randn(200, dim // 2, device=DEVICE).repeat(1, 2)
+    lengths = torch.tensor(totals, dtype=torch.int64, device=DEVICE)
+    newest = lengths - 1
+    slots = tables.gather(1, newest[:, None] // 8)[:, 0].long() * 8 + newest % 8
+    norms = None
+    if normed:
+        norms = (torch.randn(dim, dtype=dtype, device=DEVICE), torch.randn(dim, dtype=dtype, device=DEVICE), 1e-5)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    own = {"keys": keys.clone(), "values": values.clone()}
+    query = rotate_and_store(qkv, cos[newest], sin[newest], slots, keys, values, query_heads=heads, norms=norms)
+    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1024)
+    expected = paged_decode(query, keys, values, tables, lengths, scale=0.3, window=window, launch=how)
+    kept = slots.clone()
+    kept[1] = -1
+    was = own["keys"][slots[1] // 8, :, slots[1] % 8].clone()
+    turn = Turn(cos, sin, True, kept, norms) if by_position else Turn(cos[newest], sin[newest], False, kept, norms)
+    out = paged_decode(qkv, **own, tables=tables, lengths=lengths, scale=0.3, window=window, launch=how, turn=turn)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3
+    assert torch.allclose(out, expected, atol=tolerance, rtol=tolerance)
+    assert torch.equal(own["keys"][slots[1] // 8, :, slots[1] % 8], was)
+    for mine, theirs in ((own["keys"], keys), (own["values"], values)):
+        mine[slots[1] // 8, :, slots[1] % 8] = theirs[slots[1] // 8, :, slots[1] % 8]
+        assert torch.allclose(mine, theirs, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("window", [None, 70, 5])
