@@ -2,9 +2,9 @@
 
     python -m benchmarks.paged_sweep [--write] [--json PATH]
 
-Keys of a step, warps, stages, and the programs that a launch is made of, each timed in a CUDA graph; microseconds of
-one layer. For each head size the launch wins that is least slower than the best of each shape, on average; --write puts
-it into `distill/kernels/paged_launches.py`. Needs a GPU.
+Keys of a step, warps, stages, the programs that a launch is made of, and what one of them reads at least, each timed in
+a CUDA graph; microseconds of one layer. For each head size the launch wins that is least slower than the best of each
+shape, on average; --write puts it into `distill/kernels/paged_launches.py`. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import re
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +28,8 @@ from distill.kernels.paged_attention import paged_decode
 from distill.kernels.paged_launches import DecodeLaunch
 
 _BLOCK = 32
-_PROGRAMS = (132, 264, 528)
+_PROGRAMS = (132, 264)
+_TOKENS = (128, 256, 512)  # that a program reads at least
 _CUTS = {64: [(64, 2, 2), (128, 4, 2)], 128: [(64, 4, 2), (128, 4, 2)]}
 _PROCESSES = 11
 
@@ -53,11 +54,11 @@ _SHAPES = [
 ]
 
 
-def compile_one(job: tuple[tuple[int, int, int], Shape]) -> None:
-    """Fills Triton's cache on disk, before anything is timed."""
-    cut, shape = job
+def compile_one(job: tuple[tuple[int, int, int], Shape, int]) -> None:
+    """Fills Triton's cache on disk, before anything is timed: for few splits and for many."""
+    cut, shape, room = job
     try:
-        Decode(Shape(shape.heads, shape.kv_heads, shape.dim, 1, 64, 256), DecodeLaunch(*cut, 132))()
+        Decode(replace(shape, rows=1, length=64, room=room), DecodeLaunch(*cut, 1024, 32))()
     except Exception as error:  # seen again, and told, when it is timed
         print(cut, shape, type(error).__name__, flush=True)
 
@@ -98,8 +99,8 @@ def measure(shape: Shape) -> list[dict[str, object]]:
     expected = call().float()
     num_bytes = 2 * shape.rows * shape.length * shape.kv_heads * shape.dim * 2
     found = []
-    for cut, programs in product(_CUTS[shape.dim], _PROGRAMS):
-        call.how = DecodeLaunch(*cut, programs)
+    for cut, programs, tokens in product(_CUTS[shape.dim], _PROGRAMS, _TOKENS):
+        call.how = DecodeLaunch(*cut, programs, tokens)
         try:
             distance = float((call().float() - expected).abs().max())
             taken = seconds(call)
@@ -108,7 +109,7 @@ def measure(shape: Shape) -> list[dict[str, object]]:
             continue
         found.append(
             {
-                "tile, warps, stages, programs": [*cut, programs],
+                "tile, warps, stages, programs, tokens": [*cut, programs, tokens],
                 "microseconds": round(taken * 1e6, 2),
                 "share of bandwidth": round(num_bytes / taken / peak_speed(), 3),
                 "distance": distance,
@@ -119,10 +120,10 @@ def measure(shape: Shape) -> list[dict[str, object]]:
 
 def winner(ranked: list[list[dict[str, object]]]) -> DecodeLaunch:
     """The launch with the least mean ratio to the best of each shape, of those that run everywhere."""
-    ratios: dict[tuple[int, int, int, int], list[float]] = {}
+    ratios: dict[tuple[int, int, int, int, int], list[float]] = {}
     for rows in ranked:
         for row in rows:
-            how = tuple(row["tile, warps, stages, programs"])  # type: ignore[arg-type]
+            how = tuple(row["tile, warps, stages, programs, tokens"])  # type: ignore[arg-type]
             ratios.setdefault(how, []).append(float(str(row["microseconds"])) / float(str(rows[0]["microseconds"])))  # type: ignore[arg-type]
     return DecodeLaunch(*min((sum(found), how) for how, found in ratios.items() if len(found) == len(ranked))[1])
 
@@ -144,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     kinds = {(shape.heads, shape.kv_heads, shape.dim): shape for shape in _SHAPES}
-    jobs = [(cut, shape) for shape in kinds.values() for cut in _CUTS[shape.dim]]
+    jobs = [(cut, shape, room) for shape in kinds.values() for cut in _CUTS[shape.dim] for room in (256, 8192)]
     if options.compile != "not":
         with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
             list(pool.map(compile_one, jobs))

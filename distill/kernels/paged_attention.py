@@ -23,7 +23,7 @@ _ROWS = 64  # (token, query head) rows of one prefill program
 _SMALLEST_DOT = 16  # tl.dot wants this many rows at least
 _MERGED_AT_ONCE = 64  # numbers of other splits that a thread reads before it adds them up
 _FEWEST_SPLITS = 4  # a long sequence among many short ones is not to be read by one program alone
-_MOST_SPLITS = 128
+_FEW_SPLITS, _MOST_SPLITS = 16, 128  # that the kernel is compiled for
 _LONG = 1024  # tokens that one program reads at least, where there are programs enough
 
 
@@ -117,7 +117,7 @@ def paged_decode(
         VALUE_PAD=value_pad,
         SIZE=size,
         TILE=how.tile,
-        MOST=_MOST_SPLITS,
+        MOST=_FEW_SPLITS if splits <= _FEW_SPLITS else _MOST_SPLITS,
         AT_ONCE=max(1, min(16, 32 * how.warps * _MERGED_AT_ONCE // (group_pad * value_pad))),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
@@ -138,8 +138,9 @@ def plan_splits(pairs: int, longest: int, how: DecodeLaunch) -> tuple[int, int]:
     """Programs for each of so many (sequence, KV head) pairs of at most so many tokens, and the tiles of keys that each
     reads at least. Those without tokens end at once."""
     wanted = max(1, how.programs // pairs)
-    splits = min(max(wanted, _FEWEST_SPLITS), _MOST_SPLITS, triton.cdiv(longest, how.tile))
-    return splits, 1 if wanted >= _FEWEST_SPLITS else _LONG // wanted // how.tile
+    least = how.tokens if wanted >= _FEWEST_SPLITS else max(how.tokens, _LONG // wanted)
+    least_tiles = triton.cdiv(least, how.tile)
+    return min(max(wanted, _FEWEST_SPLITS), _MOST_SPLITS, triton.cdiv(longest, least_tiles * how.tile)), least_tiles
 
 
 def varlen_prefill(

@@ -10,17 +10,18 @@ GPU = "NVIDIA H200"
 
 @dataclass(frozen=True)
 class DecodeLaunch:
-    """How decode is cut up: keys of a step, warps and stages of a program, and `programs` that it is split into where a
-    batch has fewer (sequence, KV head) pairs."""
+    """How decode is cut up: keys of a step, warps and stages of a program, `programs` that it is split into where a
+    batch has fewer (sequence, KV head) pairs, and `tokens` that one of them reads at least."""
 
     tile: int
     warps: int
     stages: int
     programs: int
+    tokens: int
 
 
 LAUNCHES = {
-    64: DecodeLaunch(tile=64, warps=2, stages=2, programs=264),
-    128: DecodeLaunch(tile=128, warps=4, stages=2, programs=264),
+    64: DecodeLaunch(tile=64, warps=2, stages=2, programs=264, tokens=128),
+    128: DecodeLaunch(tile=128, warps=4, stages=2, programs=264, tokens=128),
 }
 """By the numbers of a head, up to so many; the last for larger ones too."""

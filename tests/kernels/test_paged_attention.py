@@ -6,6 +6,7 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -67,8 +68,10 @@ def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are programs enough, a short sequence has one and a long one several; counts are zero again after a
     call, and a table may be flat, with a width that only the device knows."""
     monkeypatch.setattr(paged_attention, "_LONG", 128)
-    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1)
-    assert plan_splits(24, 5000, how) == (4, 2) and plan_splits(1, 100, how) == (2, 2)
+    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1, tokens=64)
+    assert plan_splits(24, 5000, how) == (4, 2) and plan_splits(1, 100, how) == (1, 2)
+    assert plan_splits(24, 5000, replace(how, tokens=300)) == (4, 5)
+    assert plan_splits(1, 5000, replace(how, programs=8)) == (8, 1)
     torch.manual_seed(0)
     totals = [100, 1, 129, 700]
     keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
@@ -98,7 +101,7 @@ def test_decode_of_one_long_sequence(heads: int, kv_heads: int, dims: tuple[int,
     keys[tables[0, 5].item()] *= 6
     query = torch.randn(1, heads, dims[0], device=DEVICE)
     lengths, zero = torch.tensor([total], device=DEVICE), torch.zeros(1, dtype=torch.int64)
-    how = DecodeLaunch(tile=16, warps=2, stages=2, programs=programs)
+    how = DecodeLaunch(tile=16, warps=2, stages=2, programs=programs, tokens=16)
     splits, _ = plan_splits(kv_heads, total, how)
     assert splits == min(128, programs // kv_heads)
     out = paged_decode(query, keys, values, tables, lengths, scale=0.3, launch=how)
@@ -129,7 +132,7 @@ def test_decode_that_turns(
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     own = {"keys": keys.clone(), "values": values.clone()}
     query = rotate_and_store(qkv, cos[newest], sin[newest], slots, keys, values, query_heads=heads, norms=norms)
-    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1024)
+    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1024, tokens=64)
     expected = paged_decode(query, keys, values, tables, lengths, scale=0.3, window=window, launch=how)
     kept = slots.clone()
     kept[1] = -1
