@@ -22,6 +22,7 @@ from distill.kernels.w4a16_launches import KINDS, PROCESSORS, Kind
 from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
 
 MOST_ROWS = 256
+_FEWEST_TILES = 7  # of a program that has others beside it
 _FAST = os.environ.get("TRITON_INTERPRET") != "1"
 
 
@@ -88,9 +89,10 @@ def product(
 
 
 def num_splits(rows: int, form: Form, width: int, kind: Kind) -> int:
-    """Programs along the inputs, so that each multiprocessor has as many as it shall, with 4 tiles at least."""
+    """Programs along the inputs, so that each multiprocessor has as many as it shall, with a few tiles at least: with
+    fewer, small layers were slower (2 and 3 programs in `benchmarks/results/w4a16-sweep_h200_2026-11-29.json`)."""
     blocks = triton.cdiv(form.slabs, kind.slabs) * triton.cdiv(rows, width)
-    return max(1, min(form.tiles // 4, kind.programs * PROCESSORS // blocks))
+    return max(1, min(form.tiles // _FEWEST_TILES, kind.programs * PROCESSORS // blocks))
 
 
 def launch_product(

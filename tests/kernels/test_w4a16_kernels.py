@@ -29,8 +29,8 @@ from distill.kernels.w4a16_product import Form, counters, dense, launch_product,
         (48, 256, 128, 20, 8, True, None),
         (40, 192, 64, 3, 8, False, None),
         (100, 256, 256, 65, 3, False, None),
-        (48, 512, 64, 9, 4, True, Kind(slabs=2, warps=4, stages=2, scaled=True, programs=2)),
-        (64, 1536, 128, 9, 4, True, Kind(slabs=1, warps=1, stages=2, scaled=False, programs=1)),
+        (48, 1920, 64, 9, 4, True, Kind(slabs=2, warps=4, stages=2, scaled=True, programs=2)),
+        (64, 2688, 128, 9, 4, True, Kind(slabs=1, warps=1, stages=2, scaled=False, programs=1)),
     ],
 )
 def test_product(
@@ -64,9 +64,9 @@ def test_gated(half: int, how: Kind | None, has_bias: bool) -> None:
     """Gate and up in one product, in one piece and in several, with outputs that fill no program: as apart, rounded
     where a model rounds."""
     torch.manual_seed(0)
-    codes = torch.randint(-8, 8, (2 * half, 1536), dtype=torch.int8)
-    scales = (torch.rand(2 * half, 12) * 0.02).half()
-    x, bias = torch.randn(5, 1536).half(), torch.randn(2 * half).half() if has_bias else None
+    codes = torch.randint(-8, 8, (2 * half, 2688), dtype=torch.int8)
+    scales = (torch.rand(2 * half, 21) * 0.02).half()
+    x, bias = torch.randn(5, 2688).half(), torch.randn(2 * half).half() if has_bias else None
     form = Form.of(codes, scales, None, bits=4)
     words, grid = pack(codes, scales, None, bits=4)
     arrived = counters(form, x.device)
