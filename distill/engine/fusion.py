@@ -1,4 +1,4 @@
-"""Decoder layers of Llama's build in ten launches instead of about 45 (five at a few rows), in the engine alone.
+"""Decoder layers of Llama's build in eight launches instead of about 45 (five at a few rows), in the engine alone.
 
 A layer qualifies by what it is made of (RMSNorm, attention with rotary halves, gated SiLU; Llama, Mistral, Qwen2,
 Qwen3), and the model as a whole by giving the same logits with and without: nothing goes by names of models. Every
