@@ -1,9 +1,8 @@
 """Triton kernels of matrix-vector products with what stands around them in a decoder layer: the RMSNorm before, bias,
 gated SiLU or residual after. Launched by `gemv.py`.
 
-A program makes OUT_BLOCK outputs of all M rows. Every program finds the norm's statistics for itself, as a row of
-hidden states is a few kilobytes that lie in the cache, and in the same pass, as they are one factor of all its outputs:
-W (w x / |x|) = W (w x) / |x|, with |x| the root of the mean square.
+A program makes OUT_BLOCK outputs of all M rows; the norm's statistics are computed by every program anew, as a row of
+hidden states is a few kilobytes that lie in the cache.
 """
 
 import triton
@@ -18,25 +17,31 @@ def _rounded(x, like):
 
 
 @triton.jit
-def _inputs(x, x_row, norm, columns, ROWS: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr):
-    """The inputs at these columns in float32, times the norm's weights where there is one, [ROWS, columns], and their
-    squares before that."""
+def _inverse_lengths(x, x_row, eps, ROWS: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """1 / sqrt(mean(x^2) + eps) of each row, [ROWS, 1]."""
+    rows = tl.arange(0, ROWS)
+    squares = tl.zeros([ROWS], tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = (rows < M)[:, None] & (columns < WIDTH)[None, :]
+        values = tl.load(x + rows[:, None] * x_row + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        squares += tl.sum(values * values, 1)
+    return (1.0 / tl.sqrt(squares / WIDTH + eps))[:, None]
+
+
+@triton.jit
+def _inputs(
+    x, x_row, norm, lengths, columns, ROWS: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr
+):
+    """The inputs at these columns in float32, normed where they are to be, [ROWS, columns]."""
     rows = tl.arange(0, ROWS)
     inside = columns < WIDTH
     mask = (rows < M)[:, None] & inside[None, :]
     values = tl.load(x + rows[:, None] * x_row + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    squares = values * values
     if HAS_NORM:
-        values *= tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    return values, squares
-
-
-@triton.jit
-def _normed(total, squares, eps, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr):
-    """The sums [ROWS, outputs] over the root of the mean of squares [ROWS, columns]."""
-    if HAS_NORM:
-        total *= (1.0 / tl.sqrt(tl.sum(squares, 1) / WIDTH + eps))[:, None]
-    return total
+        scale = tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)
+        values = _rounded(_rounded(values * lengths, x) * scale[None, :], x)
+    return values
 
 
 @triton.jit
@@ -83,15 +88,15 @@ def gemv_kernel(
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
-    values, squares = _inputs(x, x_row, norm, columns, ROWS, M, WIDTH, HAS_NORM)
-    sums = _products(values, weights)
+    lengths = tl.zeros([ROWS, 1], tl.float32)
+    if HAS_NORM:
+        lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
+    sums = _products(_inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, HAS_NORM), weights)
     for step in tl.range(1, STEPS, loop_unroll_factor=UNROLL):
         later = step * BLOCK + columns
         weights = _weights(weight, outputs, later, OUT, WIDTH)
-        values, more = _inputs(x, x_row, norm, later, ROWS, M, WIDTH, HAS_NORM)
-        squares += more
-        sums += _products(values, weights)
-    total = _normed(tl.sum(sums, 2), squares, eps, WIDTH, HAS_NORM)
+        sums += _products(_inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, HAS_NORM), weights)
+    total = tl.sum(sums, 2)
     if HAS_BIAS:
         total += tl.load(bias + outputs, mask=outputs < OUT, other=0.0).to(tl.float32)[None, :]
     rows = tl.arange(0, ROWS)
@@ -130,18 +135,19 @@ def gated_gemv_kernel(
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
-    values, squares = _inputs(x, x_row, norm, columns, ROWS, M, WIDTH, HAS_NORM)
+    lengths = tl.zeros([ROWS, 1], tl.float32)
+    if HAS_NORM:
+        lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
+    values = _inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, HAS_NORM)
     gate_sums, up_sums = _products(values, gate_weights), _products(values, up_weights)
     for step in tl.range(1, STEPS, loop_unroll_factor=UNROLL):
         later = step * BLOCK + columns
         gate_weights = _weights(weight, outputs, later, OUT, WIDTH)
         up_weights = _weights(upper, outputs, later, OUT, WIDTH)
-        values, more = _inputs(x, x_row, norm, later, ROWS, M, WIDTH, HAS_NORM)
-        squares += more
+        values = _inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, HAS_NORM)
         gate_sums += _products(values, gate_weights)
         up_sums += _products(values, up_weights)
-    gate = _rounded(_normed(tl.sum(gate_sums, 2), squares, eps, WIDTH, HAS_NORM), out)
-    up = _rounded(_normed(tl.sum(up_sums, 2), squares, eps, WIDTH, HAS_NORM), out)
+    gate, up = _rounded(tl.sum(gate_sums, 2), out), _rounded(tl.sum(up_sums, 2), out)
     active = _rounded(gate / (1.0 + tl.exp(-gate)), out)
     rows = tl.arange(0, ROWS)
     mask = (rows < M)[:, None] & (outputs < OUT)[None, :]

@@ -94,28 +94,25 @@ def test_rotate_and_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads
 @pytest.mark.parametrize("rows", range(1, 5))
 @pytest.mark.parametrize("width,outputs", [(96, 37), (1100, 6)])
 def test_gemv(dtype: torch.dtype, rows: int, width: int, outputs: int) -> None:
-    """With norm, bias and residual, and gated, against the same in float64, where a model would round in between."""
+    """With norm, bias and residual, and gated, against the modules' own sequence in float64."""
     torch.manual_seed(0)
     x, weight = (torch.randn(n, width, dtype=dtype, device=DEVICE) for n in (rows, 2 * outputs))
     bias, residual = (torch.randn(*n, 2 * outputs, dtype=dtype, device=DEVICE) for n in ((), (rows,)))
     norm = qwen3.Qwen3RMSNorm(width, eps=1e-5).to(DEVICE, dtype)
     torch.nn.init.normal_(norm.weight)
-    wide = weight.double()
-    exact = x.double()
-    normed = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight.double()
-    scale = width**0.5 * torch.finfo(dtype).eps * 8
-    assert torch.allclose(normed, norm(x).double(), atol=scale)
+    wide, normed = weight.double(), norm(x).double()
     own = (norm.weight, 1e-5)
     plain = residual + (x.double() @ wide.T).to(dtype)
     found = gemv(x, weight, out=residual)
     assert found is residual
+    scale = width**0.5 * torch.finfo(dtype).eps * 8
     assert torch.allclose(found.double(), plain.double(), atol=scale, rtol=0)
     expected = normed @ wide.T + bias.double()
     assert torch.allclose(gemv(x, weight, bias, norm=own).double(), expected, atol=scale, rtol=0)
     gate, up = (normed @ wide.T).chunk(2, -1)
     expected = torch.nn.functional.silu(gate) * up
     found = gated_gemv(x, weight, norm=own).double()
-    assert torch.allclose(found, expected, atol=scale, rtol=64 * torch.finfo(dtype).eps)
+    assert torch.allclose(found, expected, atol=scale, rtol=32 * torch.finfo(dtype).eps)
 
 
 FUSABLE = ("llama-gqa", "mistral", "qwen2", "qwen3", "qwen3-mixed")
