@@ -48,7 +48,7 @@ def _turned(near, far, cos, sin, like):
     return (_rounded(near * cos, like) + _rounded(far * sin, like)).to(like.dtype.element_ty)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "slots"])
 def rotate_and_store_kernel(
     qkv,
     cos,

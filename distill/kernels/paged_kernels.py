@@ -114,7 +114,8 @@ def _turned(heads, inside, columns, cos, sin, weight, eps, DIM: tl.constexpr, HA
     return (_rounded(near * c, heads) + _rounded(far * s, heads)).to(heads.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["splits", "least_tiles"])
+# nothing is compiled anew for another width of a table, or where an array happens to begin
+@triton.jit(do_not_specialize=["tables", "lengths", "arrived", "slots", "table_row", "splits", "least_tiles"])
 def decode_kernel(
     query,
     keys,
@@ -241,7 +242,7 @@ def decode_kernel(
         tl.store(own + every[:, None] * VALUE_DIM + width[None, :], merged.to(out.dtype.element_ty), mask=whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tables", "starts", "lengths", "contexts", "table_row"])
 def prefill_kernel(
     query,
     keys,

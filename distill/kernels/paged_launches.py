@@ -21,7 +21,7 @@ class DecodeLaunch:
 
 
 LAUNCHES = {
-    64: DecodeLaunch(tile=64, warps=2, stages=2, programs=264, tokens=128),
+    64: DecodeLaunch(tile=128, warps=4, stages=2, programs=132, tokens=256),
     128: DecodeLaunch(tile=128, warps=4, stages=2, programs=264, tokens=128),
 }
 """By the numbers of a head, up to so many; the last for larger ones too."""

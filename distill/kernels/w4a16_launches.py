@@ -24,7 +24,7 @@ class Kind:
 
 
 KINDS = {
-    16: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3, early=False),
+    16: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3, early=True),
     32: Kind(slabs=4, warps=4, stages=4, scaled=False, programs=3, early=False),
     64: Kind(slabs=4, warps=4, stages=3, scaled=False, programs=3, early=True),
     128: Kind(slabs=8, warps=8, stages=3, scaled=True, programs=1, early=False),
