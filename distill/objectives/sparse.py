@@ -17,6 +17,7 @@ unbiased (Sparse Logit Sampling, 2503.16870, with the proposal P itself); other 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,12 +66,19 @@ class SparseTargets:
 
     def on(self, device: torch.device) -> SparseTargets:
         """The same, with everything but the offsets on a device."""
+        return self._with(lambda values: values.to(device, non_blocking=True))
+
+    def pinned(self) -> SparseTargets:
+        """The same in memory from which a GPU copies by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, act: Callable[[Tensor], Tensor]) -> SparseTargets:
         return replace(
             self,
-            ids_E=self.ids_E.to(device),
-            logprobs_E=self.logprobs_E.to(device),
-            log_tail_N=None if self.log_tail_N is None else self.log_tail_N.to(device),
-            entropy_N=None if self.entropy_N is None else self.entropy_N.to(device),
+            ids_E=act(self.ids_E),
+            logprobs_E=act(self.logprobs_E),
+            log_tail_N=None if self.log_tail_N is None else act(self.log_tail_N),
+            entropy_N=None if self.entropy_N is None else act(self.entropy_N),
         )
 
 

@@ -41,9 +41,10 @@ from distill.train.kd import KDTrainer
 from distill.train.lora import adapter_config
 from distill.train.preference import preference_trainer
 from distill.train.processes import Processes
+from distill.train.reading import read_ahead
 from distill.train.rollouts import Rollouts
 from distill.train.settings import decoder_of, form_of, grids_for, matching_of, objective_of
-from distill.train.signals import Place, open_signal
+from distill.train.signals import Place, StoredTeacher, open_signal
 from distill.train.unpaired import Answers, read_answers
 
 ChatEntry = SftEntry | KdEntry | OnPolicyEntry | PairsEntry
@@ -174,6 +175,8 @@ def _trainer(
     assert tokenizer.pad_token_id is not None
     collate = collator(tokenizer.pad_token_id)
     dataset, pick = numbered(rows, order, collate)
+    if isinstance(signal_of, StoredTeacher):
+        pick = read_ahead(pick, signal_of)
     rollouts = None
     if isinstance(entry, OnPolicyEntry):
         own_rows, bfloat16 = entry.batch_size // processes.size, uses_bfloat16(entry)

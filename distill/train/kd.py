@@ -20,6 +20,7 @@ from distill.objectives.head import Form
 from distill.objectives.matching import Matching
 from distill.train.finite import FiniteCheck
 from distill.train.forward import Decoder, LossOutput, attach_loss_head
+from distill.train.reading import SIGNAL
 from distill.train.rollouts import COUNTS, Rollouts
 from distill.train.saving import PROJECTIONS, GuardedTrainer
 from distill.train.signals import Signal
@@ -102,9 +103,12 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
     ) -> Tensor:
         """Sum over this micro-batch's scored tokens / scored tokens of the step, times the number of processes."""
         assert not return_outputs and num_items_in_batch is not None
-        row_ids = inputs.pop("row_ids")
+        row_ids, coming = inputs.pop("row_ids"), inputs.pop(SIGNAL, None)
         with torch.autocast(self.args.device.type, enabled=False):
-            signal = self.signal({**inputs, "row_ids": row_ids}) if self.signal is not None else None
+            if coming is not None:
+                signal = coming.arrive()
+            else:
+                signal = self.signal({**inputs, "row_ids": row_ids}) if self.signal is not None else None
         output: LossOutput = model(**inputs, with_loss_head=True, teacher=signal)
         assert output.loss is not None and output.metrics is not None
         self._sums += output.metrics

@@ -105,6 +105,10 @@ class StoredTeacher:
         self._head = read_head(reader.folder, device) if reader.about.form == "hidden" else None
 
     def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets:
+        return self.bring(self.read({name: batch[name].cpu() for name in ("row_ids", "labels")}))
+
+    def read(self, batch: Mapping[str, Tensor]) -> SparseTargets | Tensor:
+        """On the CPU: what is known of the batch's scored tokens, or hidden states [B, S, K]. Raises DataError."""
         records = [self._reader.read(row) for row in batch["row_ids"].flatten().tolist() if row != NO_ROW]
         labels = batch["labels"]
         scored = torch.zeros_like(labels, dtype=torch.bool)
@@ -112,12 +116,19 @@ class StoredTeacher:
         assert sum(record.tokens for record in records) == int(scored.sum()), "signals of other tokens"
         about = self._reader.about
         if self._head is None:
-            found = [decode(record, about, tail_draws=self._tail_draws) for record in records]
-            return targets_of(found, about).on(self._device)
-        states = torch.cat([hidden_states(record, about) for record in records]).to(self._device)
+            found = targets_of([decode(record, about, tail_draws=self._tail_draws) for record in records], about)
+            return found.pinned() if self._device.type == "cuda" else found
+        states = torch.cat([hidden_states(record, about) for record in records])
         hidden = states.new_zeros((*labels.shape, about.width))
         hidden[scored] = states
-        return TeacherSignal(hidden, self._head)
+        return hidden.pin_memory() if self._device.type == "cuda" else hidden
+
+    def bring(self, read: SparseTargets | Tensor) -> TeacherSignal | SparseTargets:
+        """To the device, without waiting for it."""
+        if isinstance(read, SparseTargets):
+            return read.on(self._device)
+        assert self._head is not None
+        return TeacherSignal(read.to(self._device, non_blocking=True), self._head)
 
 
 def decode(record: Record, about: About, *, tail_draws: bool = False) -> Sparse:

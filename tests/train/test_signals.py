@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from distill.teacher.endpoint import Endpoint
 from distill.teacher.ledger import Ledger
 from distill.teacher.logprobs import Position, pack
 from distill.teacher.prompt_scores import PromptScorer, ScoreSender
-from distill.teacher.stored import INDEX, Reader
+from distill.teacher.stored import DATA, INDEX, Reader
 from distill.teacher.tail_draws import decode_with_draws, encode_with_draws
 from distill.teacher.transport import HttpReply
 from distill.track import read_metrics
@@ -125,6 +126,23 @@ def test_kept_tokens_and_draws_from_the_tail_are_the_distribution_in_expectation
     expected = torch.softmax(student[0], -1) - log_p[0].exp()
     bound = 4 * torch.from_numpy(deviation) / math.sqrt(records) + 1e-3
     assert ((gradient.mean(0) - expected).abs() <= bound).all()
+
+
+def test_rows_are_read_in_a_thread_and_a_damaged_one_stops_training_by_name(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    read = StoredTeacher.read
+    monkeypatch.setattr(
+        StoredTeacher, "read", lambda *args: (threads.append(threading.current_thread().name), read(*args))[1]
+    )
+    recipe = tiny.recipe(world, {**KD, "name": "whole", "signal": {"kind": "top_k"}})
+    train(recipe)
+    assert len(threads) >= 2 and all(name.startswith("signals") for name in threads)
+    data = stored(recipe)[0] / DATA
+    data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
+    with pytest.raises(DataError, match=r"the bytes of row [0-9a-f]+ at \d+ changed since they were written"):
+        train(tiny.recipe(world, {**KD, "name": "damaged", "signal": {"kind": "top_k"}}))
 
 
 @pytest.mark.parametrize("kind", ["hidden", "top_k", "sampled"])
