@@ -99,6 +99,16 @@ class FakeQuantization(Section):
     symmetric: bool = True
 
 
+class Alignment(Section):
+    """How a teacher of another tokenizer is compared, by spans of text that both tokenizations delimit."""
+
+    unmatched: Literal["prefix", "uld"] = Field(
+        default="prefix",
+        description="tokens that one side lacks: count to the longest shared beginning, or by sorted probabilities",
+    )
+    uld_weight: float = Field(default=1.0, gt=0, description="of the sorted probabilities' distance, for uld")
+
+
 class KdEntry(EntryCommon, DivergenceFields):
     """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
 
@@ -106,6 +116,7 @@ class KdEntry(EntryCommon, DivergenceFields):
     ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     packing: bool = False
     signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
+    alignment: Alignment | None = Field(default=None, description="for a live teacher of another tokenizer")
     matching: HiddenMatching | None = Field(default=None, description="of a live teacher's hidden states, beside")
     quantize: FakeQuantization | None = Field(default=None, description="train for a quantized student (method qat)")
 
@@ -122,6 +133,9 @@ class KdEntry(EntryCommon, DivergenceFields):
             return "quantize", "rounds the weights that are trained, which adapters leave alone: leave lora out"
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        unaligned = self._alignment_problem()
+        if unaligned is not None:
+            return "alignment", unaligned
         if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):
             return (
                 "matching",
@@ -132,6 +146,18 @@ class KdEntry(EntryCommon, DivergenceFields):
         told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
         if told and self.temperature != 1.0:
             return "temperature", "servers give distributions at temperature 1 only"
+        return None
+
+    def _alignment_problem(self) -> str | None:
+        """Why texts cannot be aligned as the entry asks."""
+        if self.alignment is None:
+            return None
+        if self.signal.kind != "live":
+            return "what is stored or served of a teacher is in the student's tokens: use signal live"
+        if self.matching is not None:
+            return "hidden states of other tokens cannot be matched: leave matching out"
+        if self.kernel == "triton":
+            return "the kernel compares models of one tokenizer: set kernel: torch"
         return None
 
 

@@ -161,7 +161,7 @@ def _trainer(
     signal_of = None
     if not isinstance(entry, SftEntry) and objective.ce_weight < 1.0:
         assert source.place is not None, "kd and on_policy have a teacher"
-        signal_of = open_signal(entry, source.place, model, tokenizer, rows, config.device)
+        signal_of = open_signal(entry, source.place, model, tokenizer, rows, source.data, config.device)
     assert tokenizer.pad_token_id is not None
     collate = collator(tokenizer.pad_token_id)
     rollouts = None

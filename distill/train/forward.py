@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from distill.objectives.aligned import AlignedTargets
+from distill.objectives.aligned_head import aligned_head_loss
 from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Form, Head, head_loss
 from distill.objectives.matching import Matching
@@ -84,7 +86,7 @@ def attach_loss_head(
         self: PreTrainedModel,
         *args: Any,
         with_loss_head: bool = False,
-        teacher: TeacherSignal | SparseTargets | None = None,
+        teacher: TeacherSignal | SparseTargets | AlignedTargets | None = None,
         **kwargs: Any,
     ) -> Any:
         if not with_loss_head:
@@ -101,6 +103,8 @@ def attach_loss_head(
             hidden_NH = hidden_BSH.flatten(0, 1)
             if isinstance(teacher, SparseTargets):
                 sums = sparse_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
+            elif isinstance(teacher, AlignedTargets):
+                sums = aligned_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
             else:
                 sums = head_loss(
                     hidden_NH,

@@ -18,12 +18,12 @@ from distill.recipe.signals import HiddenSignal, LiveSignal, SampledSignal, Stor
 from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import Run, StageFolder, digest_of
 from distill.teacher.client import TeacherClient
-from distill.teacher.distributions import ids_by_bytes
 from distill.teacher.endpoint import Endpoint
 from distill.teacher.ledger import Ledger
 from distill.teacher.prompt_scores import PromptScorer, ScoreSender
 from distill.teacher.requests import teacher_identity, weights_fingerprint
 from distill.teacher.stored import About, Reader, Writer, read_about
+from distill.text.token_bytes import ids_by_bytes
 from distill.train.batches import Sequences, read_sequences
 from distill.train.live import LiveTeacher, require_same_tokens
 from distill.train.recording import record_rows, rows_to_write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import CheckpointError, DataError
+from distill.model.load import load_tokenizer, require_chat_template
+from distill.objectives.aligned import AlignedTargets
 from distill.objectives.head import Head
 from distill.objectives.sparse import SparseTargets
 from distill.recipe.signals import LiveSignal
@@ -23,6 +25,7 @@ from distill.runs import digest_of
 from distill.teacher.forms import Sparse, decode_sampled, join
 from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
 from distill.teacher.top_k_form import decode_top_k
+from distill.train.aligned import open_aligned
 from distill.train.batches import NO_ROW, Sequences
 from distill.train.forward import TeacherSignal
 from distill.train.live import LiveTeacher, require_same_tokens
@@ -33,7 +36,7 @@ HEAD = "head.safetensors"
 class Signal(Protocol):
     """What an objective sees of a teacher."""
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets: ...
+    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets | AlignedTargets: ...
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,17 @@ def open_signal(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequences,
+    data: Sequence[Path],
     device: torch.device,
 ) -> Signal:
-    """The entry's signal. Raises DataError or CheckpointError for one that does not fit student, teacher or rows."""
+    """The entry's signal for `rows`, which were read from `data`. Raises DataError or CheckpointError for one that does
+    not fit student, teacher or rows."""
     if isinstance(entry.signal, LiveSignal):
         assert place.weights is not None, "the recipe refuses a live signal without teacher weights"
-        require_same_tokens(tokenizer, place.weights, trust_remote_code=place.trust_remote_code)
-        return LiveTeacher.load(
+        alignment = entry.alignment if isinstance(entry, KdEntry) else None
+        if alignment is None:
+            require_same_tokens(tokenizer, place.weights, trust_remote_code=place.trust_remote_code)
+        teacher = LiveTeacher.load(
             place.weights,
             device=device,
             trust_remote_code=place.trust_remote_code,
@@ -66,6 +73,11 @@ def open_signal(
             offload=entry.signal.offload,
             shard=entry.signal.shard,
         )
+        if alignment is None:
+            return teacher
+        theirs = load_tokenizer(place.weights, trust_remote_code=place.trust_remote_code)
+        require_chat_template(theirs, place.weights)
+        return open_aligned(alignment, teacher, theirs, student, tokenizer, rows, data)
     assert place.stored is not None, "signals are written before training"
     reader = Reader(place.stored)
     vocabulary = reader.about.fingerprint.vocabulary
