@@ -139,7 +139,7 @@ def align(
     end = ends.most_common(1)[0][0] if ends else None
     for name, (both, length) in cut.items():
         found[name] = both.row((length, teacher_tokens), end, ours, theirs)
-    if not any(row.places for row in found.values()):
+    if not any(both.spans for both, _ in cut.values()):
         raise DataError(
             "no answer is found in both the student's and the teacher's chat template",
             remedy="use a teacher whose template leaves the answer's text as it is, or objective sft",
@@ -151,7 +151,8 @@ def spelling_of(tokenizer: PreTrainedTokenizerBase) -> Spelling:
     """What its tokens say. Raises CheckpointError for one whose tokens do not spell a text byte by byte."""
     vocabulary = tokenizer.get_vocab()
     spelled = bytes_of_tokens(vocabulary, tokenizer.get_added_vocab())
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
     found = Spelling(
         {index: text for index, text in spelled.items() if index not in special and text},
         {index: text for index, text in spelled.items() if index in special},
