@@ -1,20 +1,22 @@
 """Divergences between models of different tokenizers, span by span of a text that both have read.
 
-Legend: C student tokens and D teacher tokens of a chunk, G spans, V student rows, U teacher rows, K events, T the
-temperature. A span is the shortest piece of text at whose ends both tokenizations have a token's end (`text/spans.py`).
+Legend: C student tokens and D teacher tokens of a chunk, G spans, J cuts, V student rows, U teacher rows, K events, T
+the temperature. A span is the shortest piece of text at whose ends both tokenizations have a token's end
+(`text/spans.py`).
 
-At a span's beginning both models have read the same text and predict what follows. Each one's distribution of its first
-token is pushed to the K events (`events.py`), after the observed text has been taken out of it as an event of its own:
-its probability is that of all tokens of the span one after the other (the chain rule),
+**The first token.** At a span's beginning both models have read the same text. Their distributions of the next token
+are compared over K events, which both vocabularies can speak of (`events.py`).
 
-    S = Q(s_1) Q(s_2 | s_1) ... Q(s_m | s_1 .. s_m-1),   and Q(s_1) - S is left of the first token,
+**Inside of a span** of several tokens, at each end of a token on either side (a cut), the text so far has probability
 
-so that what is compared are distributions, which sum to 1. If one side writes the span as one token and the other has
-that token too, S counts to its event. Spans of one token on either side need nothing of it: their text is an event.
+    F(x) = Q(s_1) .. Q(s_j-1 | ..) R_j(x),   R_j(x) = sum of Q(v | ..) over the tokens v that could stand for s_j
 
-GOLD (TRL's GOLDTrainer) multiplies the whole distribution of the first token ("observed") or the last one ("bayesian")
-by the others' probabilities, which sums to less than 1 and for the last one compares texts with different beginnings;
-ALM (2503.20083) compares S alone, as two outcomes.
+up to x: those that begin like it and that the other tokenizer would cut alike (`text/continuations.py`), or s_j alone
+where it ends at x. F(x) / F(x of the cut before) is the probability that the text goes on as it does, for either model.
+Two outcomes, it does or it does not, are compared at every cut but the first. ALM
+(2503.20083) compares the two outcomes of whole spans; from cut to cut, small factors do not multiply to a gradient that
+vanishes. GOLD (TRL's GOLDTrainer) multiplies the whole distribution of the first token by the probabilities of the
+later ones, or that of the last token by the earlier ones', which sums to less than 1.
 """
 
 from __future__ import annotations
@@ -31,18 +33,52 @@ from distill.objectives.head import Head
 
 
 @dataclass(frozen=True)
+class Cuts:
+    """The cuts of spans of several tokens, in the order of the text.
+
+    `table_J3`: (span, the student's token in which it lies, the teacher's). `alike_E2`, `other_alike_E2`: pairs (cut,
+    id) of the tokens that could stand for the student's or the teacher's up to there, in the order of the cuts.
+    """
+
+    table_J3: Tensor
+    alike_E2: Tensor
+    other_alike_E2: Tensor
+
+    def of(self, first: int, last: int) -> Cuts:
+        """Those of the spans from `first` to `last`, numbered from 0; tokens keep their numbers."""
+        low, high = _rows_between(self.table_J3, first, last)
+        alike, other = (
+            pairs[slice(*_rows_between(pairs, low, high - 1))] - torch.tensor([low, 0])
+            for pairs in (self.alike_E2, self.other_alike_E2)
+        )
+        return Cuts(self.table_J3[low:high] - torch.tensor([first, 0, 0]), alike, other)
+
+    def on(self, device: torch.device) -> Cuts:
+        """The same on a device."""
+        return Cuts(self.table_J3.to(device), self.alike_E2.to(device), self.other_alike_E2.to(device))
+
+
+def _rows_between(table: Tensor, first: int, last: int) -> tuple[int, int]:
+    """The half-open range of rows whose first column, which rises, is from `first` to `last`."""
+    column, edges = table[:, 0].contiguous(), torch.tensor([first, last + 1])
+    low, high = torch.searchsorted(column, edges).tolist()
+    return low, high
+
+
+@dataclass(frozen=True)
 class AlignedTargets:
     """What a teacher of another tokenizer says of a batch.
 
     `spans_N`: for each scored token of the student, in their order, the number of its span, -1 where it is in none.
     `spans_M`, `ids_M`, `hidden_MK`: the teacher's tokens of these spans, and the states that predict them. Spans are
-    numbered 0, 1, ... in the order of the text; `spans_N` and `spans_M` are on the CPU.
+    numbered 0, 1, ... in the order of the text. Spans and cuts are on the CPU.
     """
 
     spans_N: Tensor
     spans_M: Tensor
     ids_M: Tensor
     hidden_MK: Tensor
+    cuts: Cuts
     head: Head
     events: Events
     uld_weight: float = 1.0
@@ -58,29 +94,34 @@ class Tokens:
 
 
 def span_distances(
-    student: Tokens, teacher: Tokens, events: Events, objective: Objective, uld_weight: float
+    student: Tokens, teacher: Tokens, cuts: Cuts, events: Events, objective: Objective, uld_weight: float
 ) -> tuple[Tensor, Tensor]:
     """Distance of each span [G], without T^2, and whether both models have the same likeliest event [G].
 
-    `prefix`: the divergence over the events. `uld`: the teacher's mass on shared tokens x the divergence of the
-    distributions given a shared token + `uld_weight` x sum |sorted P - sorted Q| over the unshared ones.
+    `prefix`: the divergence over the events + those at the later cuts. `uld`, spans of one token on either side: the
+    teacher's mass on shared tokens x the divergence of the distributions given a shared token + `uld_weight` x
+    `sorted_distance` of the others; other spans: the divergences at all cuts. `cuts`: of these spans, with the numbers
+    of `student` and `teacher`.
     """
-    sizes, other_sizes = (torch.bincount(side.spans_C) for side in (student, teacher))
-    split_G = (sizes != 1) | (other_sizes != 1)
-    first, other_first = sizes.cumsum(0) - sizes, other_sizes.cumsum(0) - other_sizes
-    slot_G = _slots(student.ids_C[first], sizes, events.ours, events.count)
-    other_slot_G = _slots(teacher.ids_C[other_first], other_sizes, events.theirs, events.count)
-    slot_G = torch.where(slot_G < events.count, slot_G, other_slot_G)
-    q_GE, alone_q = _events(student, first, split_G, slot_G, events.ours, events.count, objective.temperature)
+    cut_spans_J, temperature = cuts.table_J3[:, 0], objective.temperature
+    q_GK, alone_q, log_q_J = _side(student, cuts.table_J3[:, 1], cuts.alike_E2, events.ours, events.count, temperature)
     with torch.no_grad():
-        p_GE, alone_p = _events(
-            teacher, other_first, split_G, slot_G, events.theirs, events.count, objective.temperature
+        p_GK, alone_p, log_p_J = _side(
+            teacher, cuts.table_J3[:, 2], cuts.other_alike_E2, events.theirs, events.count, temperature
         )
-    distance_G = divergence(_log(q_GE), _log(p_GE), replace(objective, temperature=1.0))
+    plain = replace(objective, temperature=1.0)
+    distance_G = divergence(_log(q_GK), _log(p_GK), plain)
+    first_J = torch.ones_like(cut_spans_J, dtype=torch.bool)
+    first_J[1:] = cut_spans_J[1:] != cut_spans_J[:-1]
+    counted_J = ~first_J
     if events.unmatched == "uld":
-        distance_G = p_GE.sum(-1) * distance_G + uld_weight * sorted_distance(alone_q, alone_p)
-    likeliest_G = ((q_GE == q_GE.amax(-1, keepdim=True)) & (p_GE == p_GE.amax(-1, keepdim=True))).any(-1)
-    return distance_G, likeliest_G
+        distance_G = p_GK.sum(-1) * distance_G + uld_weight * sorted_distance(alone_q, alone_p)
+        several_G = torch.zeros_like(distance_G, dtype=torch.bool).index_fill(0, cut_spans_J, True)
+        distance_G, counted_J = distance_G.masked_fill(several_G, 0.0), torch.ones_like(first_J)
+    inside_J = divergence(_goes_on(log_q_J, first_J), _goes_on(log_p_J, first_J), plain)
+    distance_G = distance_G.index_add(0, cut_spans_J, inside_J * counted_J)
+    same_G = ((q_GK == q_GK.amax(-1, keepdim=True)) & (p_GK == p_GK.amax(-1, keepdim=True))).any(-1)
+    return distance_G, same_G
 
 
 def sorted_distance(q_GA: Tensor, p_GB: Tensor) -> Tensor:
@@ -91,29 +132,41 @@ def sorted_distance(q_GA: Tensor, p_GB: Tensor) -> Tensor:
     return (q - p).abs().sum(-1)
 
 
-def _slots(first_ids_G: Tensor, sizes_G: Tensor, side: Side, count: int) -> Tensor:
-    """The event of spans that are one token here which both vocabularies have; `count`, one of their own, elsewhere."""
-    one = (sizes_G == 1) & side.exact_V[first_ids_G]
-    return torch.where(one, side.events_V[first_ids_G], count)
-
-
-def _events(
-    tokens: Tokens, first: Tensor, split_G: Tensor, slot_G: Tensor, side: Side, count: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Probabilities of the events and, last, of the spans [G, K + 1]; and those of the unmatched tokens."""
+def _side(
+    tokens: Tokens, token_J: Tensor, alike_E2: Tensor, side: Side, count: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the spans' first tokens: probabilities of the events [G, K], and of the unmatched rows; of cuts log F [J]."""
     logits = tokens.logits_CV.masked_fill(side.excluded_V, -torch.inf) / temperature
     log_q_CV = torch.log_softmax(logits, -1)
+    first_G = _first(tokens.spans_C)
+    q_GV = log_q_CV[first_G].exp()
+    q_GE = q_GV.new_zeros(len(first_G), count + 1).scatter_add(-1, side.events_V.expand_as(q_GV), q_GV)
+    return q_GE[:, :count], q_GV[:, side.unmatched], _log_reached(tokens, log_q_CV, token_J, alike_E2)
+
+
+def _log_reached(tokens: Tokens, log_q_CV: Tensor, token_J: Tensor, alike_E2: Tensor) -> Tensor:
+    """log F [J]: the tokens of the span before, and the sum over those that could stand for the one cut."""
     own_C = log_q_CV.gather(-1, tokens.ids_C.unsqueeze(-1)).squeeze(-1)
-    later_C = own_C.scatter(0, first, 0.0)
-    later_G = own_C.new_zeros(len(first)).index_add(0, tokens.spans_C, later_C)
-    q_GV, at = log_q_CV[first].exp(), tokens.ids_C[first].unsqueeze(-1)
-    first_G = q_GV.gather(-1, at).squeeze(-1)
-    left_G = torch.where(split_G, first_G * -torch.expm1(later_G), first_G)
-    span_G = torch.where(split_G, first_G * later_G.exp(), 0.0)
-    q_GV = q_GV.scatter(-1, at, left_G.unsqueeze(-1))
-    q_GE = q_GV.new_zeros(len(first), count + 2).scatter_add(-1, side.events_V.expand_as(q_GV), q_GV)
-    q_GE = q_GE.scatter_add(-1, slot_G.unsqueeze(-1), span_G.unsqueeze(-1))
-    return q_GE[:, : count + 1], q_GV[:, side.unmatched]
+    before_C = own_C.cumsum(0) - own_C
+    before_J = before_C[token_J] - before_C[_first(tokens.spans_C)[tokens.spans_C[token_J]]]
+    cut_E, id_E = alike_E2.unbind(-1)
+    log_q_E = log_q_CV[token_J[cut_E], id_E]
+    largest_J = before_J.new_full(before_J.shape, -torch.inf).scatter_reduce(0, cut_E, log_q_E.detach(), "amax")
+    total_J = torch.zeros_like(before_J).index_add(0, cut_E, (log_q_E - largest_J[cut_E]).exp())
+    return before_J + largest_J + total_J.log()
+
+
+def _first(spans_C: Tensor) -> Tensor:
+    """The first token of each span."""
+    sizes_G = torch.bincount(spans_C)
+    return sizes_G.cumsum(0) - sizes_G
+
+
+def _goes_on(log_reached_J: Tensor, first_J: Tensor) -> Tensor:
+    """(log c, log (1 - c)) [J, 2], c the probability that the text goes on from the cut before to this one."""
+    before_J = torch.where(first_J, 0.0, log_reached_J.roll(1))
+    log_c_J = (log_reached_J - before_J).clamp(max=-torch.finfo(log_reached_J.dtype).eps)
+    return torch.stack([log_c_J, torch.log(-torch.expm1(log_c_J))], -1)
 
 
 def _log(p: Tensor) -> Tensor:

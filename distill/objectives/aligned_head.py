@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-from distill.objectives.aligned import AlignedTargets, Tokens, span_distances
+from distill.objectives.aligned import AlignedTargets, Cuts, Tokens, span_distances
 from distill.objectives.divergences import IGNORED, LossSums, Objective
 from distill.objectives.head import Head
 
@@ -130,6 +131,15 @@ def _teacher_logits(targets: AlignedTargets, rows: slice, compute: torch.dtype, 
     return head.transform(raw.to(exact))
 
 
+def _cuts(targets: AlignedTargets, rows: slice, others: slice, inside: Tensor) -> Cuts:
+    """The chunk's cuts, with tokens counted among those of its spans."""
+    spans_D = targets.spans_M[others]
+    found = targets.cuts.of(int(spans_D[0]), int(spans_D[-1]))
+    span_J, ours_J, theirs_J = found.table_J3.unbind(-1)
+    ours_J, theirs_J = torch.searchsorted(inside, ours_J - rows.start), theirs_J - others.start
+    return replace(found, table_J3=torch.stack([span_J, ours_J, theirs_J], -1))
+
+
 def _chunk(
     raw_CV: Tensor,
     student: Head,
@@ -155,6 +165,7 @@ def _chunk(
             distance_G, same_G = span_distances(
                 Tokens(logits[kept], labels_C[kept], local_C),
                 Tokens(teacher_DU, targets.ids_M[others], local_D),
+                _cuts(targets, rows, others, inside).on(raw.device),
                 targets.events,
                 objective,
                 targets.uld_weight,

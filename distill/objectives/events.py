@@ -4,7 +4,8 @@ Legend: V student rows, U teacher rows, K events. An event is a spelling that bo
 their name, the two ends of turn as one). Of the other tokens
 
 - `prefix`: each counts to the longest shared token that it begins with: whatever it says begins with that one. Both
-  models' distributions are then compared whole, on the coarser events. (ours)
+  models' distributions are then compared whole, on the coarser events (ours). A token of which no beginning is shared,
+  which byte-level vocabularies do not have, is left out, and distributions are conditioned on the others.
 - `uld`: they are compared apart, by their sorted probabilities alone (ULD, 2402.12030; GOLD, TRL's GOLDTrainer).
 
 Special tokens that only one side has, and rows of a head that are no token, are ruled out of both distributions.
@@ -27,11 +28,10 @@ _Key = tuple[str, bytes]
 
 @dataclass(frozen=True)
 class Side:
-    """One vocabulary. `events_V`: the event of each row, K + 1 where it has none; `exact_V`: whether it is spelled
-    alike; `excluded_V`: whether it is ruled out; `unmatched`: rows without an event that are not."""
+    """One vocabulary. `events_V`: the event of each row, K where it has none; `excluded_V`: whether it is ruled out;
+    `unmatched`: rows without an event that are not."""
 
     events_V: Tensor
-    exact_V: Tensor
     excluded_V: Tensor
     unmatched: Tensor
 
@@ -64,10 +64,7 @@ def events_of(
     unmatched: Unmatched,
 ) -> Events:
     """`rows`: of the student's and the teacher's head; `ends`: their end-of-turn tokens, which mean the same."""
-    our_keys, their_keys = (
-        _keys(ours, None if ends is None else ends[0]),
-        _keys(theirs, None if ends is None else ends[1]),
-    )
+    our_keys, their_keys = _keys(ours, ends and ends[0]), _keys(theirs, ends and ends[1])
     shared = set(our_keys.values()) & set(their_keys.values())
     numbers: dict[_Key, int] = {}
     for _, key in sorted(our_keys.items()):
@@ -76,7 +73,8 @@ def events_of(
     sides = [
         _side(keys, numbers, num_rows, unmatched) for keys, num_rows in ((our_keys, rows[0]), (their_keys, rows[1]))
     ]
-    return Events(sides[0], sides[1], len(numbers), unmatched, int(sides[0].exact_V.sum()))
+    num_shared = sum(key in shared for key in our_keys.values())
+    return Events(sides[0], sides[1], len(numbers), unmatched, num_shared)
 
 
 def _keys(spelling: Spelling, end: int | None) -> dict[int, _Key]:
@@ -87,20 +85,19 @@ def _keys(spelling: Spelling, end: int | None) -> dict[int, _Key]:
 
 
 def _side(keys: Mapping[int, _Key], numbers: Mapping[_Key, int], rows: int, unmatched: Unmatched) -> Side:
-    none = len(numbers) + 1
-    events_V, exact_V = torch.full((rows,), none), torch.zeros(rows, dtype=torch.bool)
-    excluded_V = torch.ones(rows, dtype=torch.bool)
+    none = len(numbers)
+    events_V, excluded_V = torch.full((rows,), none), torch.ones(rows, dtype=torch.bool)
     for index, key in keys.items():
-        if index >= rows:
+        if index >= rows:  # as the image token of Gemma's text models
+            assert key[0] != "text", "an ordinary token that the head has no row for"
             continue
         number = numbers.get(key)
-        exact_V[index] = number is not None
         if number is None and unmatched == "prefix":
             number = _root(key, numbers)
         if number is not None:
             events_V[index] = number
-        excluded_V[index] = number is None and (unmatched == "prefix" or key[0] != "text")
-    return Side(events_V, exact_V, excluded_V, ((events_V == none) & ~excluded_V).nonzero().squeeze(-1))
+        excluded_V[index] = number is None and key[0] != "text"
+    return Side(events_V, excluded_V, ((events_V == none) & ~excluded_V).nonzero().squeeze(-1))
 
 
 def _root(key: _Key, numbers: Mapping[_Key, int]) -> int | None:

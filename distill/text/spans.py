@@ -52,6 +52,34 @@ def spans_around(ours: Sequence[bytes], theirs: Sequence[bytes], content: bytes)
     return [Span(found[a], found[b], other_found[a], other_found[b]) for a, b in pairwise(common)]
 
 
+class Cut(NamedTuple):
+    """A token's end inside of a span: the token of either side in which it lies, and how many of its bytes come before
+    (all of them where that token ends here too)."""
+
+    token: int
+    length: int
+    other_token: int
+    other_length: int
+
+    @property
+    def mirrored(self) -> Cut:
+        """The same seen from the other side."""
+        return Cut(self.other_token, self.other_length, self.token, self.length)
+
+
+def cuts(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[Cut]:
+    """Every end of a token on either side, in the order of the text, of a span that both spell; the last is its end."""
+    assert b"".join(ours) == b"".join(theirs)
+    ends, other_ends = list(accumulate(map(len, ours))), list(accumulate(map(len, theirs)))
+    found, token, other = [], 0, 0
+    for end in sorted({*ends, *other_ends}):
+        token += end > ends[token]
+        other += end > other_ends[other]
+        length, other_length = end - ends[token] + len(ours[token]), end - other_ends[other] + len(theirs[other])
+        found.append(Cut(token, length, other, other_length))
+    return found
+
+
 def _ends(tokens: Sequence[bytes], zero: int) -> dict[int, int]:
     """Where tokens begin and end in the text, counted from byte `zero`: byte -> number of tokens before it."""
     return {end - zero: count for count, end in enumerate(accumulate(map(len, tokens), initial=0))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.objectives.aligned import AlignedTargets, Tokens, sorted_distance, span_distances
+from distill.objectives.aligned import AlignedTargets, Cuts, Tokens, sorted_distance, span_distances
 from distill.objectives.aligned_head import aligned_head_loss, chunks
 from distill.objectives.divergences import IGNORED, Objective, divergence
 from distill.objectives.events import Events, events_of
 from distill.objectives.head import Head, head_loss
+from distill.text.continuations import Continuations
+from distill.text.spans import cuts
 from distill.text.token_bytes import Spelling
+from distill.train.aligned import cuts_of
+from distill.train.aligned_rows import RowCut
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"]
 # Rows 0 to 11 and 0 to 12 of the heads; the last of each is padding.
@@ -47,6 +52,28 @@ def sides(seed: int = 0) -> tuple[Tokens, Tokens]:
     )
 
 
+def cuts_between(ours: tuple[Spelling, list[int], list[int]], theirs: tuple[Spelling, list[int], list[int]]) -> Cuts:
+    """From what `text` says of the spans of several tokens: (spelling, ids, spans) of either side."""
+    sides = (ours, theirs)
+    either = [Continuations(ours[0], theirs[0]), Continuations(theirs[0], ours[0])]
+    found: list[RowCut] = []
+    for span in range(max(ours[2]) + 1):
+        places = [[n for n, number in enumerate(side[2]) if number == span] for side in sides]
+        if len(places[0]) == len(places[1]) == 1:
+            continue
+        ids = [[side[1][n] for n in mine] for side, mine in zip(sides, places, strict=True)]
+        texts = [side[0].of(mine) for side, mine in zip(sides, ids, strict=True)]
+        of_span = cuts(*texts)
+        alike = either[0].at(of_span, ids[0], texts[0], texts[1])
+        other = either[1].at([cut.mirrored for cut in of_span], ids[1], texts[1], texts[0])
+        for cut, a, b in zip(of_span, alike, other, strict=True):
+            found.append((span, places[0][cut.token], places[1][cut.other_token], a, b))
+    return cuts_of(found)
+
+
+CUTS = cuts_between((OURS, OUR_IDS, OUR_SPANS), (THEIRS, THEIR_IDS, THEIR_SPANS))
+
+
 def texts_of(spelling: Spelling, end: int, rows: int) -> list[str | None]:
     """What each row says; None for rows that no answer has."""
     found: list[str | None] = [None] * rows
@@ -60,51 +87,76 @@ def reference(
     student: Tokens, teacher: Tokens, objective: Objective, unmatched: str, uld_weight: float
 ) -> list[Tensor]:
     """Span by span, from dictionaries text -> probability; written down from docs/objectives.md."""
+    plain = replace(objective, temperature=1.0)
     sides = ((student, texts_of(OURS, 9, ROWS[0])), (teacher, texts_of(THEIRS, 10, ROWS[1])))
     shared = {text for text in sides[0][1] if text is not None} & {text for text in sides[1][1] if text is not None}
-    if unmatched == "prefix":  # "e" begins with nothing that is shared
-        sides[1][1][7] = None
     found = []
     for span in range(int(student.spans_C.max()) + 1):
-        places = [(side.spans_C == span).nonzero().flatten().tolist() for side, _ in sides]
-        alone = len(places[0]) == len(places[1]) == 1
-        own = next((sides[i][1][int(sides[i][0].ids_C[p[0]])] for i, p in enumerate(places) if len(p) == 1), None)
-        slot = own if own in shared else "SPAN"
-        tables, others = [], []
-        for (side, texts), mine in zip(sides, places, strict=True):
-            kept = [index for index, text in enumerate(texts) if text is not None]
-            p = [torch.softmax(side.logits_CV[place, kept] / objective.temperature, -1) for place in mine]
-            chain = [p[n][kept.index(int(side.ids_C[place]))] for n, place in enumerate(mine)]
-            probabilities = {texts[index]: p[0][n] for n, index in enumerate(kept)}
-            table = {text: torch.zeros((), dtype=torch.float64) for text in [*shared, "SPAN"]}
-            if not alone:
-                whole = torch.stack(chain).prod()
-                first = texts[int(side.ids_C[mine[0]])]
-                probabilities[first] = probabilities[first] - whole
-                table[slot] = table[slot] + whole
-            rest = []
-            for text, value in probabilities.items():
-                assert text is not None
+        tables, others, spoken = [], [], []
+        for side, texts in sides:
+            spoken.append([])
+            for place in (side.spans_C == span).nonzero().flatten().tolist():
+                kept = [index for index, text in enumerate(texts) if text is not None]
+                p = torch.softmax(side.logits_CV[place, kept] / objective.temperature, -1)
+                spoken[-1].append((texts[int(side.ids_C[place])], {texts[index]: p[n] for n, index in enumerate(kept)}))
+            table, rest = {text: torch.zeros((), dtype=torch.float64) for text in shared}, []
+            for text, value in spoken[-1][0][1].items():
                 target = text if text in shared else None
                 if target is None and unmatched == "prefix":
-                    target = max((t for t in shared if text.startswith(t)), key=len)
+                    target = max((t for t in shared if text.startswith(t)), key=len, default=None)
                 if target is None:
                     rest.append(value)
                 else:
                     table[target] = table[target] + value
-            tables.append(table)
+            tables.append(torch.stack(list(table.values())))
             others.append(rest)
-        names = [name for name in tables[0] if max(table[name].item() for table in tables) > 1e-14]
-        q, p_ = (torch.stack([table[name] for name in names]) for table in tables)
-        value = divergence((q / q.sum()).log()[None], (p_ / p_.sum()).log()[None], replace(objective, temperature=1.0))[
-            0
-        ]
+        q, p = tables
+        value = divergence((q / q.sum()).log()[None], (p / p.sum()).log()[None], plain)[0]
         if unmatched == "uld":
-            pairs = itertools.zip_longest(
-                *(sorted(rest, key=Tensor.item, reverse=True) for rest in others), fillvalue=torch.zeros(())
+            filled = itertools.zip_longest(
+                *(sorted(rest, key=Tensor.item, reverse=True) for rest in others), fillvalue=0.0
             )
-            value = p_.sum().item() * value + uld_weight * sum((a - b).abs() for a, b in pairs)
+            value = p.sum().item() * value + uld_weight * torch.stack([(a - b).abs() for a, b in filled]).sum()
+        if max(map(len, spoken)) > 1:
+            reached = [{end: reach(a, b, end) for end in ends(spoken)} for a, b in (spoken, spoken[::-1])]
+            later = []
+            for before, end in zip([0, *ends(spoken)], ends(spoken), strict=False):
+                c = [side[end] / (side[before] if before else 1.0) for side in reached]
+                two = [torch.stack([x, 1 - x]).log()[None] for x in c]
+                later.append(divergence(two[0], two[1], plain)[0])
+            value = torch.stack(later).sum() if unmatched == "uld" else value + torch.stack(later[1:]).sum()
         found.append(value)
+    return found
+
+
+Spoken = list[tuple[str, dict[str, Tensor]]]  # the tokens of a span on one side, and what else could have been said
+
+
+def ends(sides: list[Spoken]) -> list[int]:
+    return sorted({end for side in sides for end in itertools.accumulate(len(text) for text, _ in side)})
+
+
+def reach(side: Spoken, other: Spoken, end: int) -> Tensor:
+    """F: the probability of the first `end` characters of a span, as the other side cuts them."""
+    found, at = torch.ones((), dtype=torch.float64), 0
+    whole = "".join(text for text, _ in side)
+    tokens = {text for text in other[0][1] if text != "END"}
+    said = list(itertools.accumulate((len(text) for text, _ in other), initial=0))
+    for text, probabilities in side:
+        if at + len(text) <= end:
+            found, at = found * probabilities[text], at + len(text)
+        elif at < end:
+            total = torch.zeros((), dtype=torch.float64)
+            for word, value in probabilities.items():
+                line = whole[:at] + word
+                pieces = [(a, b) for a, b in itertools.pairwise(said) if at < b <= end]
+                alike = all(
+                    max((t for t in tokens if line[a:].startswith(t)), key=len, default=None) == whole[a:b]
+                    for a, b in pieces
+                )
+                if word == text or (word != "END" and line.startswith(whole[:end]) and alike):
+                    total = total + value
+            return found * total
     return found
 
 
@@ -113,29 +165,40 @@ def test_events_by_hand() -> None:
     found = events()
     a, b, c, un, able, the, end = range(7)
     assert found.count == 7 and found.num_shared == 7
-    assert found.ours.events_V.tolist() == [a, b, c, un, able, the, a, un, a, end, 8, 8]
-    assert found.theirs.events_V.tolist() == [b, un, un, a, c, the, a, 8, b, able, end, 8, 8]
+    assert found.ours.events_V.tolist() == [a, b, c, un, able, the, a, un, a, end, 7, 7]
+    assert found.theirs.events_V.tolist() == [b, un, un, a, c, the, a, 7, b, able, end, 7, 7]
     assert found.ours.excluded_V.nonzero().flatten().tolist() == [10, 11]
-    assert found.theirs.excluded_V.nonzero().flatten().tolist() == [7, 11, 12]  # nothing that is shared begins "e"
+    assert found.theirs.excluded_V.nonzero().flatten().tolist() == [11, 12]
+    assert found.theirs.unmatched.tolist() == [7]  # nothing that is shared begins "e"
     apart = events("uld")
     assert apart.ours.unmatched.tolist() == [6, 7, 8] and apart.theirs.unmatched.tolist() == [2, 6, 7, 8]
     assert apart.theirs.excluded_V.nonzero().flatten().tolist() == [11, 12]
 
 
 def test_a_span_of_two_tokens_by_hand() -> None:
-    """Q(un) = Q(a) = 1/2, Q(able | un) = 1/4, P(unable) = 3/4, P(a) = 1/4: S is 1/8 and 3/4; un: 3/8, 0."""
-    spelling, other = Spelling({0: b"a", 1: b"un", 2: b"able"}, {}), Spelling({0: b"a", 1: b"un", 2: b"unable"}, {})
-    common = events_of(spelling, other, rows=(3, 3), ends=None, unmatched="prefix")
-    tiny = 1e-30
-    q = torch.tensor([[0.5, 0.5, tiny], [0.75, tiny, 0.25]], dtype=torch.float64)
-    p = torch.tensor([[0.25, tiny, 0.75]], dtype=torch.float64)
+    """The student says "un" and "able", the teacher "unable", which the student lacks: it begins with "un".
+
+    Q(a) = 1/2, Q(un) = 1/2, then Q(able | un) = 1/4; P(a) = 1/4, P(un) = 1/4, P(unable) = 1/2. First a: 1/2 against
+    1/4, un: 1/2 against 3/4; then "able" behind "un": 1/4 against 1/2 of 3/4.
+    """
+    spellings = Spelling({0: b"a", 1: b"un", 2: b"able"}, {}), Spelling({0: b"a", 1: b"un", 2: b"unable"}, {})
+    q = torch.tensor([[0.5, 0.5, 1e-30], [0.75, 1e-30, 0.25]], dtype=torch.float64)
+    p = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)
+    spans = cuts_between((spellings[0], [1, 2], [0, 0]), (spellings[1], [2], [0]))
+    assert spans.table_J3.tolist() == [[0, 0, 0], [0, 1, 0]]
+    assert spans.alike_E2.tolist() == [[0, 1], [1, 2]] and spans.other_alike_E2.tolist() == [[0, 1], [0, 2], [1, 2]]
     student = Tokens(q.log(), torch.tensor([1, 2]), torch.tensor([0, 0]))
     teacher = Tokens(p.log(), torch.tensor([2]), torch.tensor([0]))
-    value, same = span_distances(student, teacher, common, Objective("tvd"), 1.0)
-    assert value.item() == pytest.approx((abs(0.125 - 0.75) + 0.375 + abs(0.5 - 0.25)) / 2) and same.tolist() == [False]
-    value, _ = span_distances(student, teacher, common, Objective("forward_kl"), 1.0)
-    expected = 0.75 * torch.tensor(0.75 / 0.125).log() + 0.25 * torch.tensor(0.25 / 0.5).log()
-    assert value.item() == pytest.approx(float(expected))
+    shared = events_of(*spellings, rows=(3, 3), ends=None, unmatched="prefix")
+    value, same = span_distances(student, teacher, spans, shared, Objective("tvd"), 1.0)
+    assert value.item() == pytest.approx(1 / 4 + (2 / 3 - 1 / 4)) and same.tolist() == [True]
+    value, _ = span_distances(student, teacher, spans, shared, Objective("forward_kl"), 1.0)
+    first = 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2)
+    then = 2 / 3 * math.log((2 / 3) / (1 / 4)) + 1 / 3 * math.log((1 / 3) / (3 / 4))
+    assert value.item() == pytest.approx(first + then)
+    apart = events_of(*spellings, rows=(3, 3), ends=None, unmatched="uld")
+    value, _ = span_distances(student, teacher, spans, apart, Objective("tvd"), 1.0)
+    assert value.item() == pytest.approx((3 / 4 - 1 / 2) + (2 / 3 - 1 / 4))  # "un" or not, then "able" or not
 
 
 @pytest.mark.parametrize("unmatched", ["prefix", "uld"])
@@ -146,7 +209,7 @@ def test_against_dictionaries(name: str, unmatched: str) -> None:
         objective = Objective(name, beta=0.3, temperature=temperature)  # type: ignore[arg-type]
         student, teacher = sides(seed)
         ours, theirs = (replace(student, logits_CV=student.logits_CV.clone().requires_grad_()) for _ in range(2))
-        found, _ = span_distances(ours, teacher, events(unmatched), objective, 0.6)
+        found, _ = span_distances(ours, teacher, CUTS, events(unmatched), objective, 0.6)
         expected = torch.stack(reference(theirs, teacher, objective, unmatched, 0.6))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
         found.sum().backward()
@@ -161,10 +224,14 @@ def test_against_dictionaries(name: str, unmatched: str) -> None:
 def test_models_that_agree_have_no_distance(unmatched: str) -> None:
     """Equal tokenizers and logits, spans of any length: nothing to learn."""
     logits = some_logits(12, 6, 3)
-    side = Tokens(logits.requires_grad_(), torch.tensor([0, 3, 4, 1, 6, 9]), torch.tensor([0, 1, 1, 2, 2, 3]))
+    ids, numbers = [0, 3, 4, 1, 6, 9], [0, 1, 1, 2, 2, 3]
+    found = cuts_between((OURS, ids, numbers), (OURS, ids, numbers))
+    side = Tokens(logits.requires_grad_(), torch.tensor(ids), torch.tensor(numbers))
     common = events_of(OURS, OURS, rows=(12, 12), ends=(9, 9), unmatched=unmatched)  # type: ignore[arg-type]
     for name in DIVERGENCES:
-        value, same = span_distances(side, replace(side, logits_CV=logits.detach()), common, Objective(name), 1.0)  # type: ignore[arg-type]
+        value, same = span_distances(
+            side, replace(side, logits_CV=logits.detach()), found, common, Objective(name), 1.0
+        )  # type: ignore[arg-type]
         assert value.abs().max() < 1e-12 and bool(same.all())
 
 
@@ -190,13 +257,17 @@ def test_sorted_distance_by_hand_and_of_trl() -> None:
     expected = loss(ours[None], theirs[None], labels, labels, ids, ids, offsets, offsets)
     # Vocabularies that share nothing: every token is unmatched. Only the first `count` rows of logits predict one.
     common = events_of(
-        Spelling({index: b"s%d" % index for index in range(9)}, {}),
-        Spelling({index: b"t%d" % index for index in range(14)}, {}),
-        rows=(9, 14), ends=None, unmatched="uld",
+        Spelling({index: b"s%d" % index for index in range(9)}, {9: b"<s>"}),
+        Spelling({index: b"t%d" % index for index in range(14)}, {14: b"<t>"}),
+        rows=(10, 15), ends=(9, 14), unmatched="uld",
     )  # fmt: skip
     places = torch.arange(count)
-    student, teacher = (Tokens(logits[:count], ids[0, 1:], places) for logits in (ours, theirs))
-    found, _ = span_distances(student, teacher, common, Objective(temperature=1.5), 1.0)
+    student, teacher = (
+        # an end of turn with no mass, for something must be shared
+        Tokens(torch.nn.functional.pad(logits[:count], (0, 1), value=-1e9), ids[0, 1:], places)
+        for logits in (ours, theirs)
+    )
+    found, _ = span_distances(student, teacher, cuts_of([]), common, Objective(temperature=1.5), 1.0)
     assert found.mean().item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -217,8 +288,9 @@ def test_the_head_is_the_sum_over_spans(chunk_tokens: int, bias: bool, softcap: 
     labels = torch.tensor([IGNORED, 5, *OUR_IDS[:5], IGNORED, *OUR_IDS[5:]])
     spans = torch.tensor([-1, *OUR_SPANS])
     teacher = head(ROWS[1], 4, 1, softcap=softcap)
+    table = replace(CUTS, table_J3=CUTS.table_J3 + torch.tensor([0, 1, 0]))  # behind the token outside of spans
     targets = AlignedTargets(
-        spans, torch.tensor(THEIR_SPANS), torch.tensor(THEIR_IDS), other, teacher, events("uld"), 0.5
+        spans, torch.tensor(THEIR_SPANS), torch.tensor(THEIR_IDS), other, table, teacher, events("uld"), 0.5
     )
     results = []
     for whole in (False, True):
@@ -230,7 +302,7 @@ def test_the_head_is_the_sum_over_spans(chunk_tokens: int, bias: bool, softcap: 
             distances, same = span_distances(
                 Tokens(logits[inside], labels[inside], torch.tensor(OUR_SPANS)),
                 Tokens(teacher.logits(other), torch.tensor(THEIR_IDS), torch.tensor(THEIR_SPANS)),
-                events("uld"), objective, 0.5,
+                CUTS, events("uld"), objective, 0.5,
             )  # fmt: skip
             ce = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
             loss = 0.75 * 1.69 * distances.sum() + 0.25 * ce
@@ -243,7 +315,7 @@ def test_the_head_is_the_sum_over_spans(chunk_tokens: int, bias: bool, softcap: 
             metrics = [loss, sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight]
         (2 * loss).backward()
         gradients = [hidden.grad, student.weight.grad, *([student.bias.grad] if student.bias is not None else [])]
-        results.append(([float(value) for value in metrics], gradients))
+        results.append(([value.item() for value in metrics], gradients))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     for found, expected in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -264,12 +336,12 @@ def test_equal_tokenizers_give_ordinary_kd(name: str, unmatched: str) -> None:
     labels[4] = IGNORED
     scored = labels != IGNORED
     objective = Objective(name, temperature=1.5, ce_weight=0.2)  # type: ignore[arg-type]
-    places = torch.arange(8)
+    places, none = torch.arange(8), cuts_of([])
     found = []
     for aligned in (False, True):
         hidden, matrix = states.clone().requires_grad_(), weight.clone().requires_grad_()
         if aligned:
-            targets = AlignedTargets(places, places, labels[scored], other[scored], Head(theirs), common)
+            targets = AlignedTargets(places, places, labels[scored], other[scored], none, Head(theirs), common)
             sums = aligned_head_loss(hidden, Head(matrix), targets, labels, objective, chunk_tokens=3)
         else:
             sums = head_loss(hidden, Head(matrix), other, Head(theirs), labels, objective)
@@ -294,7 +366,8 @@ def test_chunks_are_whole_spans() -> None:
 def test_nothing_scored_and_nothing_aligned() -> None:
     nothing = torch.zeros(0, dtype=torch.long)
     teacher, student = head(ROWS[1], 4, 1), head(ROWS[0], 5, 2)
-    targets = AlignedTargets(nothing, nothing, nothing, torch.zeros(0, 4, dtype=torch.float64), teacher, events())
+    states, none = torch.zeros(0, 4, dtype=torch.float64), cuts_of([])
+    targets = AlignedTargets(nothing, nothing, nothing, states, none, teacher, events())
     hidden = torch.zeros(3, 5, dtype=torch.float64, requires_grad=True)
     sums = aligned_head_loss(hidden, student, targets, torch.full((3,), IGNORED), Objective())
     sums.loss.backward()

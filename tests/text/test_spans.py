@@ -8,7 +8,7 @@ from itertools import accumulate
 import pytest
 
 from distill.model.tokenizer import train_tokenizer
-from distill.text.spans import Span, spans, spans_around
+from distill.text.spans import Cut, Span, cuts, spans, spans_around
 from distill.text.token_bytes import bytes_of_tokens
 
 SMILE = "🙂".encode()  # f0 9f 99 82
@@ -121,3 +121,11 @@ def test_bytes_of_added_tokens_are_their_own() -> None:
     found = bytes_of_tokens(vocabulary, ["  ", "é"])
     assert found == {0: b" a", 1: "é".encode(), 2: b"  ", 3: b" ", 4: "é".encode()}
     assert bytes_of_tokens({"▁a": 0, "<0xE2>": 1, "<s>": 2}) == {0: b" a", 1: b"\xe2", 2: b"<s>"}
+
+
+def test_cuts_by_hand() -> None:
+    """ "un|able" in "una|bl|e": ends after 2, 3, 5 and 6 bytes."""
+    expected = [Cut(0, 2, 0, 2), Cut(1, 1, 0, 3), Cut(1, 3, 1, 2), Cut(1, 4, 2, 1)]
+    assert cuts(of("un", "able"), of("una", "bl", "e")) == expected
+    assert cuts(of("a"), of("a")) == [Cut(0, 1, 0, 1)]
+    assert cuts(of("a", "b"), of("ab")) == [Cut(0, 1, 0, 1), Cut(1, 1, 0, 2)]

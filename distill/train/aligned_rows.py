@@ -1,0 +1,205 @@
+"""Chats in the tokens of two models: which spans of the answers both tokenizations delimit, row by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.errors import CheckpointError, DataError
+from distill.model.chat import IGNORED, encode_completion
+from distill.records import Message, read_parquet
+from distill.text.continuations import Continuations, Ids
+from distill.text.spans import Span, cuts, spans_around
+from distill.text.token_bytes import Spelling, bytes_of_tokens
+from distill.train.batches import Sequences
+
+UNCUT = 1 << 30
+RowCut = tuple[int, int, int, Ids, Ids]
+_LONGEST = 64  # tokens of a span on either side; longer ones are texts that hardly agree
+_SAMPLE = "Hello, wörld! 12 🙂\n x"
+
+
+@dataclass(frozen=True)
+class AlignedRow:
+    """A row in the teacher's tokens, through the last one that is compared.
+
+    `spans`: of each scored token of the student, in their order, the number of its span, -1 where it is in none;
+    `places`: of each compared token of the teacher where it stands in `ids`; `their_spans`: its span's number. `cuts`:
+    of each the span, the token among the scored and among the compared ones, and what could stand for these.
+    """
+
+    ids: list[int]
+    spans: list[int]
+    places: list[int]
+    their_spans: list[int]
+    cuts: list[RowCut]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """All rows by their ids, and the tokens that end a turn, which both sides take for the same event."""
+
+    rows: Mapping[int, AlignedRow]
+    ends: tuple[int, int] | None
+
+    def shares(self) -> dict[str, float]:
+        """Of the student's scored tokens: how many are compared, and how many are so one to one."""
+        tokens = compared = paired = 0
+        for row in self.rows.values():
+            ours, theirs = Counter(span for span in row.spans if span >= 0), Counter(row.their_spans)
+            tokens += len(row.spans)
+            compared += ours.total()
+            paired += sum(count == theirs[span] == 1 for span, count in ours.items())
+        return {"compared_tokens": compared / max(1, tokens), "paired_tokens": paired / max(1, tokens)}
+
+
+def align(
+    rows: Sequences,
+    data: Sequence[Path],
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    *,
+    teacher_tokens: int = UNCUT,
+) -> Aligned:
+    """Every document of `rows`, which were read from `data`, in both tokenizations.
+
+    `teacher_tokens`: how many the teacher can read. Of several pairs of tokens that end turns the most frequent counts.
+    Raises DataError where no row has anything in common.
+    """
+    pair = _Pair.of(student, teacher)
+    chats = [[row["messages"] for row in read_parquet(path, columns=("messages",))] for path in data]
+    both = {name: (pair.read(chats[file][number]), length) for name, (file, number), length in _documents(rows)}
+    if not any(row.spans for row, _ in both.values()):
+        raise DataError(
+            "no answer is found in both the student's and the teacher's chat template",
+            remedy="use a teacher whose template leaves the answer's text as it is, or objective sft",
+        )
+    found = Counter(row.end_tokens(span) for row, _ in both.values() for span in row.end_spans)
+    ends = found.most_common(1)[0][0] if found else None
+    return Aligned({name: pair.row(row, ends, length, teacher_tokens) for name, (row, length) in both.items()}, ends)
+
+
+def spelling_of(tokenizer: PreTrainedTokenizerBase) -> Spelling:
+    """What its tokens say. Raises CheckpointError for one whose tokens do not spell a text byte by byte."""
+    spelled = bytes_of_tokens(tokenizer.get_vocab(), tokenizer.get_added_vocab())
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
+    found = Spelling(
+        {index: text for index, text in spelled.items() if index not in special and text},
+        {index: text for index, text in spelled.items() if index in special},
+    )
+    sample = [int(index) for index in tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]]
+    if _SAMPLE.encode() not in b"".join(found.ordinary.get(index, b"") for index in sample):
+        raise CheckpointError(
+            f"the tokens of {tokenizer.name_or_path} do not spell a text byte by byte, by which texts are aligned",
+            remedy="use a model with a byte-level or SentencePiece tokenizer, or objective sft",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Both:
+    """One chat in both tokenizations, uncut: tokens, labels, and spans in places of the tokens."""
+
+    ids: list[int]
+    labels: list[int]
+    their_ids: list[int]
+    spans: list[Span]
+    end_spans: list[Span]
+
+    def end_tokens(self, span: Span) -> tuple[int, int]:
+        """The tokens of the end of a turn."""
+        return self.ids[span.begin], self.their_ids[span.other_begin]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two tokenizers, and what their tokens say."""
+
+    student: PreTrainedTokenizerBase
+    teacher: PreTrainedTokenizerBase
+    ours: Spelling
+    theirs: Spelling
+    our_continuations: Continuations
+    their_continuations: Continuations
+
+    @classmethod
+    def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> _Pair:
+        ours, theirs = spelling_of(student), spelling_of(teacher)
+        return cls(student, teacher, ours, theirs, Continuations(ours, theirs), Continuations(theirs, ours))
+
+    def read(self, messages: Sequence[Message]) -> _Both:
+        """A chat by either's own template; no spans where these do not have the same turns."""
+        ids, labels = encode_completion(self.student, messages, UNCUT)
+        their_ids, their_labels = encode_completion(self.teacher, messages, UNCUT)
+        contents = [message["content"] for message in messages if message["role"] == "assistant"]
+        turns, their_turns = _turns(labels), _turns(their_labels)
+        spans: list[Span] = []
+        ends: list[Span] = []
+        if len(turns) == len(contents) == len(their_turns):
+            for (a, b), (c, d), content in zip(turns, their_turns, contents, strict=True):
+                ended, also = ids[b - 1] in self.ours.special, their_ids[d - 1] in self.theirs.special
+                texts, others = self.ours.of(ids[a : b - ended]), self.theirs.of(their_ids[c : d - also])
+                for span in spans_around(texts, others, content.strip().encode()):
+                    spans.append(Span(span.begin + a, span.end + a, span.other_begin + c, span.other_end + c))
+                if ended and also:
+                    ends.append(Span(b - 1, b, d - 1, d))
+        return _Both(ids, labels, their_ids, spans, ends)
+
+    def row(self, both: _Both, ends: tuple[int, int] | None, length: int, their_length: int) -> AlignedRow:
+        """What is compared of a chat within the first tokens of the student's and the teacher's."""
+        kept = [span for span in both.spans if self._is_sound(both, span)]
+        kept += [span for span in both.end_spans if both.end_tokens(span) == ends]
+        kept = sorted(span for span in kept if span.end <= length and span.other_end <= their_length)
+        kept = [span for span in kept if span.begin > 0 and span.other_begin > 0]  # nothing predicts a first token
+        number = {place: n for n, span in enumerate(kept) for place in range(span.begin, span.end)}
+        scored = [place for place in range(1, length) if both.labels[place] != IGNORED]
+        places = [place for span in kept for place in range(span.other_begin, span.other_end)]
+        at, other_at = ({place: n for n, place in enumerate(found)} for found in (scored, places))
+        inside = [
+            (n, at[span.begin] + a, other_at[span.other_begin] + b, alike, other_alike)
+            for n, span in enumerate(kept)
+            for a, b, alike, other_alike in self._cuts(both, span)
+        ]
+        return AlignedRow(
+            both.their_ids[: places[-1] + 1 if places else 1],
+            [number.get(place, -1) for place in scored],
+            places,
+            [n for n, span in enumerate(kept) for _ in range(span.other_begin, span.other_end)],
+            inside,
+        )
+
+    def _cuts(self, both: _Both, span: Span) -> Iterator[tuple[int, int, Ids, Ids]]:
+        """Tokens of the span in which each cut lies, and what could stand for them up to it."""
+        if span.is_pair:
+            return
+        ids, their_ids = both.ids[span.begin : span.end], both.their_ids[span.other_begin : span.other_end]
+        texts, others = self.ours.of(ids), self.theirs.of(their_ids)
+        found = cuts(texts, others)
+        alike = self.our_continuations.at(found, ids, texts, others)
+        other_alike = self.their_continuations.at([cut.mirrored for cut in found], their_ids, others, texts)
+        for cut, alike_ids, other_alike_ids in zip(found, alike, other_alike, strict=True):
+            yield cut.token, cut.other_token, alike_ids, other_alike_ids
+
+    def _is_sound(self, both: _Both, span: Span) -> bool:
+        """Special tokens inside an answer are compared with nothing, for no distribution has them."""
+        ids, their_ids = both.ids[span.begin : span.end], both.their_ids[span.other_begin : span.other_end]
+        plain = all(index in self.ours.ordinary for index in ids) and all(i in self.theirs.ordinary for i in their_ids)
+        return plain and max(len(ids), len(their_ids)) <= _LONGEST
+
+
+def _turns(labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Half-open runs of trained tokens."""
+    trained = [False, *(label != IGNORED for label in labels), False]
+    edges = [place for place in range(len(labels) + 1) if trained[place] != trained[place + 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _documents(rows: Sequences) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """(row id, place, tokens) of every document, of packed rows too."""
+    for names, places, lengths in zip(rows.row_ids, rows.places, rows.segments, strict=True):
+        yield from zip(names, places, lengths, strict=True)
