@@ -7,16 +7,17 @@ the temperature. A span is the shortest piece of text at whose ends both tokeniz
 **The first token.** At a span's beginning both models have read the same text. Their distributions of the next token
 are compared over K events, which both vocabularies can speak of (`events.py`).
 
-**Inside of a span** of several tokens, at each end of a token on either side (a cut), the text so far has probability
+**What was said.** Events are coarse, and a span may have several tokens. At each end of a token on either side (a cut)
+the text of the span so far has the probability
 
     F(x) = Q(s_1) .. Q(s_j-1 | ..) R_j(x),   R_j(x) = sum of Q(v | ..) over the tokens v that could stand for s_j
 
 up to x: those that begin like it and that the other tokenizer would cut alike (`text/continuations.py`), or s_j alone
-where it ends at x. F(x) / F(x of the cut before) is the probability that the text goes on as it does, for either model.
-Two outcomes, it does or it does not, are compared at every cut but the first. ALM
-(2503.20083) compares the two outcomes of whole spans; from cut to cut, small factors do not multiply to a gradient that
-vanishes. GOLD (TRL's GOLDTrainer) multiplies the whole distribution of the first token by the probabilities of the
-later ones, or that of the last token by the earlier ones', which sums to less than 1.
+where it ends at x. F(x) / F(x of the cut before) is the probability that the text goes on as it does, for either model,
+at the first cut F(x) / probability of the event that it belongs to. Two outcomes, it does or it does not, are compared
+at every cut. ALM (2503.20083) compares the two outcomes of whole spans; from cut to cut, small factors do not multiply
+to a gradient that vanishes. GOLD (TRL's GOLDTrainer) multiplies the whole distribution of the first token by the
+probabilities of the later ones, or that of the last token by the earlier ones', which sums to less than 1.
 """
 
 from __future__ import annotations
@@ -31,31 +32,34 @@ from distill.objectives.divergences import Objective, divergence
 from distill.objectives.events import Events, Side
 from distill.objectives.head import Head
 
+_LEAST = 1e-5  # of the probability that a text does not go on: rounding decides on less
+
 
 @dataclass(frozen=True)
 class Cuts:
-    """The cuts of spans of several tokens, in the order of the text.
+    """The cuts of spans, in the order of the text; spans that are their event alone have none.
 
-    `table_J3`: (span, the student's token in which it lies, the teacher's). `alike_E2`, `other_alike_E2`: pairs (cut,
-    id) of the tokens that could stand for the student's or the teacher's up to there, in the order of the cuts.
+    `table_J4`: (span, the student's token in which it lies, the teacher's, 1 where the student's ends). `alike_E2`,
+    `other_alike_E2`: pairs (cut, id) of the tokens that could stand for the student's or the teacher's up to there, in
+    the order of the cuts.
     """
 
-    table_J3: Tensor
+    table_J4: Tensor
     alike_E2: Tensor
     other_alike_E2: Tensor
 
     def of(self, first: int, last: int) -> Cuts:
         """Those of the spans from `first` to `last`, numbered from 0; tokens keep their numbers."""
-        low, high = _rows_between(self.table_J3, first, last)
+        low, high = _rows_between(self.table_J4, first, last)
         alike, other = (
             pairs[slice(*_rows_between(pairs, low, high - 1))] - torch.tensor([low, 0])
             for pairs in (self.alike_E2, self.other_alike_E2)
         )
-        return Cuts(self.table_J3[low:high] - torch.tensor([first, 0, 0]), alike, other)
+        return Cuts(self.table_J4[low:high] - torch.tensor([first, 0, 0, 0]), alike, other)
 
     def on(self, device: torch.device) -> Cuts:
         """The same on a device."""
-        return Cuts(self.table_J3.to(device), self.alike_E2.to(device), self.other_alike_E2.to(device))
+        return Cuts(self.table_J4.to(device), self.alike_E2.to(device), self.other_alike_E2.to(device))
 
 
 def _rows_between(table: Tensor, first: int, last: int) -> tuple[int, int]:
@@ -98,29 +102,35 @@ def span_distances(
 ) -> tuple[Tensor, Tensor]:
     """Distance of each span [G], without T^2, and whether both models have the same likeliest event [G].
 
-    `prefix`: the divergence over the events + those at the later cuts. `uld`, spans of one token on either side: the
+    `prefix`: the divergence over the events + those at the cuts. `uld`, spans of one token on either side: the
     teacher's mass on shared tokens x the divergence of the distributions given a shared token + `uld_weight` x
-    `sorted_distance` of the others; other spans: the divergences at all cuts. `cuts`: of these spans, with the numbers
-    of `student` and `teacher`.
+    `sorted_distance` of the others; other spans: the divergences at the cuts, the first one's of F itself. `cuts`: of
+    these spans, with the numbers of `student` and `teacher`.
     """
-    cut_spans_J, temperature = cuts.table_J3[:, 0], objective.temperature
-    q_GK, alone_q, log_q_J = _side(student, cuts.table_J3[:, 1], cuts.alike_E2, events.ours, events.count, temperature)
+    span_J, ours_J, theirs_J, ended_J = cuts.table_J4.unbind(-1)
+    temperature, plain = objective.temperature, replace(objective, temperature=1.0)
+    ours, theirs = events.ours, events.theirs
+    q_GK, alone_q, log_q_J = _side(student, ours_J, cuts.alike_E2, ours, events.count, temperature)
     with torch.no_grad():
-        p_GK, alone_p, log_p_J = _side(
-            teacher, cuts.table_J3[:, 2], cuts.other_alike_E2, events.theirs, events.count, temperature
+        p_GK, alone_p, log_p_J = _side(teacher, theirs_J, cuts.other_alike_E2, theirs, events.count, temperature)
+    shared_q, shared_p = q_GK[:, : events.count], p_GK[:, : events.count]
+    distance_G = divergence(_log(shared_q), _log(shared_p), plain)
+    first_J = torch.ones_like(span_J, dtype=torch.bool)
+    first_J[1:] = span_J[1:] != span_J[:-1]
+    if events.unmatched == "prefix":
+        event_J = torch.where(
+            ended_J == 1, ours.events_V[student.ids_C[ours_J]], theirs.events_V[teacher.ids_C[theirs_J]]
         )
-    plain = replace(objective, temperature=1.0)
-    distance_G = divergence(_log(q_GK), _log(p_GK), plain)
-    first_J = torch.ones_like(cut_spans_J, dtype=torch.bool)
-    first_J[1:] = cut_spans_J[1:] != cut_spans_J[:-1]
-    counted_J = ~first_J
-    if events.unmatched == "uld":
-        distance_G = p_GK.sum(-1) * distance_G + uld_weight * sorted_distance(alone_q, alone_p)
-        several_G = torch.zeros_like(distance_G, dtype=torch.bool).index_fill(0, cut_spans_J, True)
-        distance_G, counted_J = distance_G.masked_fill(several_G, 0.0), torch.ones_like(first_J)
-    inside_J = divergence(_goes_on(log_q_J, first_J), _goes_on(log_p_J, first_J), plain)
-    distance_G = distance_G.index_add(0, cut_spans_J, inside_J * counted_J)
-    same_G = ((q_GK == q_GK.amax(-1, keepdim=True)) & (p_GK == p_GK.amax(-1, keepdim=True))).any(-1)
+        start_q, start_p = (_log(probabilities[span_J, event_J]) for probabilities in (q_GK, p_GK))
+        counted_J = torch.ones_like(first_J)
+    else:
+        several_G = (torch.bincount(student.spans_C) > 1) | (torch.bincount(teacher.spans_C) > 1)
+        distance_G = shared_p.sum(-1) * distance_G + uld_weight * sorted_distance(alone_q, alone_p)
+        distance_G, counted_J = distance_G.masked_fill(several_G, 0.0), several_G[span_J]
+        start_q, start_p = torch.zeros_like(log_q_J), torch.zeros_like(log_p_J)
+    two_q, two_p = _goes_on(log_q_J, start_q, first_J), _goes_on(log_p_J, start_p, first_J)
+    distance_G = distance_G.index_add(0, span_J, divergence(two_q, two_p, plain) * counted_J)
+    same_G = ((shared_q == shared_q.amax(-1, keepdim=True)) & (shared_p == shared_p.amax(-1, keepdim=True))).any(-1)
     return distance_G, same_G
 
 
@@ -135,13 +145,14 @@ def sorted_distance(q_GA: Tensor, p_GB: Tensor) -> Tensor:
 def _side(
     tokens: Tokens, token_J: Tensor, alike_E2: Tensor, side: Side, count: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the spans' first tokens: probabilities of the events [G, K], and of the unmatched rows; of cuts log F [J]."""
+    """Of the spans' first tokens: probabilities of the events and of having none [G, K + 1], and of the unmatched rows;
+    of cuts log F [J]."""
     logits = tokens.logits_CV.masked_fill(side.excluded_V, -torch.inf) / temperature
     log_q_CV = torch.log_softmax(logits, -1)
     first_G = _first(tokens.spans_C)
     q_GV = log_q_CV[first_G].exp()
     q_GE = q_GV.new_zeros(len(first_G), count + 1).scatter_add(-1, side.events_V.expand_as(q_GV), q_GV)
-    return q_GE[:, :count], q_GV[:, side.unmatched], _log_reached(tokens, log_q_CV, token_J, alike_E2)
+    return q_GE, q_GV[:, side.unmatched], _log_reached(tokens, log_q_CV, token_J, alike_E2)
 
 
 def _log_reached(tokens: Tokens, log_q_CV: Tensor, token_J: Tensor, alike_E2: Tensor) -> Tensor:
@@ -162,10 +173,10 @@ def _first(spans_C: Tensor) -> Tensor:
     return sizes_G.cumsum(0) - sizes_G
 
 
-def _goes_on(log_reached_J: Tensor, first_J: Tensor) -> Tensor:
-    """(log c, log (1 - c)) [J, 2], c the probability that the text goes on from the cut before to this one."""
-    before_J = torch.where(first_J, 0.0, log_reached_J.roll(1))
-    log_c_J = (log_reached_J - before_J).clamp(max=-torch.finfo(log_reached_J.dtype).eps)
+def _goes_on(log_reached_J: Tensor, start_J: Tensor, first_J: Tensor) -> Tensor:
+    """(log c, log (1 - c)) [J, 2], c the probability that the text goes on from the cut before, or from the start."""
+    before_J = torch.where(first_J, start_J, log_reached_J.roll(1))
+    log_c_J = (log_reached_J - before_J).clamp(max=-_LEAST)
     return torch.stack([log_c_J, torch.log(-torch.expm1(log_c_J))], -1)
 
 

@@ -135,9 +135,9 @@ def _cuts(targets: AlignedTargets, rows: slice, others: slice, inside: Tensor) -
     """The chunk's cuts, with tokens counted among those of its spans."""
     spans_D = targets.spans_M[others]
     found = targets.cuts.of(int(spans_D[0]), int(spans_D[-1]))
-    span_J, ours_J, theirs_J = found.table_J3.unbind(-1)
+    span_J, ours_J, theirs_J, ended_J = found.table_J4.unbind(-1)
     ours_J, theirs_J = torch.searchsorted(inside, ours_J - rows.start), theirs_J - others.start
-    return replace(found, table_J3=torch.stack([span_J, ours_J, theirs_J], -1))
+    return replace(found, table_J4=torch.stack([span_J, ours_J, theirs_J, ended_J], -1))
 
 
 def _chunk(

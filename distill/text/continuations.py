@@ -25,6 +25,7 @@ class Continuations:
         self._theirs = set(theirs.ordinary.values())
         self._longest = max(map(len, self._theirs), default=0)
         self._found: dict[tuple[bytes, bytes, tuple[int, ...]], list[int]] = {}
+        self._told: dict[tuple[bytes, bytes, tuple[int, ...]], Ids] = {}
 
     def at(self, cuts: Sequence[Cut], ids: Sequence[int], texts: Sequence[bytes], others: Sequence[bytes]) -> list[Ids]:
         """Of our tokens `ids` of a span, for each of its cuts: what could stand for the one that is cut, up to there.
@@ -48,9 +49,12 @@ class Continuations:
         return found
 
     def ids(self, before: bytes, text: bytes, ends: tuple[int, ...]) -> Ids:
-        """Of a token `text` in which the other side's tokens end after so many bytes (`ends`, all of them inside): what
-        could stand in its place through the last of these. `before`: what precedes it of the other's first token."""
-        return tuple(self._ids[place] for place in self._places(before, text[: ends[-1]], ends))
+        """Of a token `text` in which the other side's tokens end after so many bytes (`ends`): what could stand in its
+        place through the last of these. `before`: what precedes it of the other's first token."""
+        key = (before, text[: ends[-1]], ends)
+        if key not in self._told:
+            self._told[key] = tuple(self._ids[place] for place in self._places(*key))
+        return self._told[key]
 
     def _places(self, before: bytes, text: bytes, ends: tuple[int, ...]) -> list[int]:
         key = (before, text, ends)

@@ -41,7 +41,7 @@ class AlignedTeacher:
         cuts: list[RowCut] = []
         spans = 0
         for index, row in enumerate(rows):
-            cuts += [(n + spans, a + len(ours), b + len(theirs), alike, other) for n, a, b, alike, other in row.cuts]
+            cuts += [cut.behind(spans, len(ours), len(theirs)) for cut in row.cuts]
             ours += [span + spans if span >= 0 else -1 for span in row.spans]
             theirs += [span + spans for span in row.their_spans]
             places += [(index, place) for place in row.places]
@@ -62,11 +62,11 @@ class AlignedTeacher:
 
 def cuts_of(cuts: Sequence[RowCut]) -> Cuts:
     """Cuts as tensors."""
-    table = [cut[:3] for cut in cuts]
-    sides = [cut[3] for cut in cuts], [cut[4] for cut in cuts]
+    table = [(cut.span, cut.token, cut.other_token, int(cut.ended)) for cut in cuts]
+    sides = [cut.alike for cut in cuts], [cut.other_alike for cut in cuts]
     alike = [[(n, index) for n, ids in enumerate(side) for index in ids] for side in sides]
     return Cuts(
-        torch.tensor(table, dtype=torch.long).view(-1, 3),
+        torch.tensor(table, dtype=torch.long).view(-1, 4),
         *(torch.tensor(pairs, dtype=torch.long).view(-1, 2) for pairs in alike),
     )
 

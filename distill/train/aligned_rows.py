@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,9 +19,24 @@ from distill.text.token_bytes import Spelling, bytes_of_tokens
 from distill.train.batches import Sequences
 
 UNCUT = 1 << 30
-RowCut = tuple[int, int, int, Ids, Ids]
 _LONGEST = 64  # tokens of a span on either side; longer ones are texts that hardly agree
 _SAMPLE = "Hello, wörld! 12 🙂\n x"
+
+
+class RowCut(NamedTuple):
+    """An end of a token inside of a span or at its end: the span, the student's token in which it lies among the scored
+    ones and whether that ends there, the teacher's among the compared ones, and what could stand for either."""
+
+    span: int
+    token: int
+    other_token: int
+    ended: bool
+    alike: Ids
+    other_alike: Ids
+
+    def behind(self, spans: int, tokens: int, other_tokens: int) -> RowCut:
+        """The same where so many spans and tokens come before."""
+        return RowCut(self.span + spans, self.token + tokens, self.other_token + other_tokens, *self[3:])
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,7 @@ class AlignedRow:
     """A row in the teacher's tokens, through the last one that is compared.
 
     `spans`: of each scored token of the student, in their order, the number of its span, -1 where it is in none;
-    `places`: of each compared token of the teacher where it stands in `ids`; `their_spans`: its span's number. `cuts`:
-    of each the span, the token among the scored and among the compared ones, and what could stand for these.
+    `places`: of each compared token of the teacher where it stands in `ids`; `their_spans`: its span's number.
     """
 
     ids: list[int]
@@ -161,9 +176,9 @@ class _Pair:
         places = [place for span in kept for place in range(span.other_begin, span.other_end)]
         at, other_at = ({place: n for n, place in enumerate(found)} for found in (scored, places))
         inside = [
-            (n, at[span.begin] + a, other_at[span.other_begin] + b, alike, other_alike)
+            cut.behind(n, at[span.begin], other_at[span.other_begin])
             for n, span in enumerate(kept)
-            for a, b, alike, other_alike in self._cuts(both, span)
+            for cut in self._cuts(both, span)
         ]
         return AlignedRow(
             both.their_ids[: places[-1] + 1 if places else 1],
@@ -173,17 +188,25 @@ class _Pair:
             inside,
         )
 
-    def _cuts(self, both: _Both, span: Span) -> Iterator[tuple[int, int, Ids, Ids]]:
-        """Tokens of the span in which each cut lies, and what could stand for them up to it."""
-        if span.is_pair:
-            return
+    def _cuts(self, both: _Both, span: Span) -> Iterator[RowCut]:
+        """The cuts of a span, tokens counted in it. A pair of tokens has one, its end, and none where neither
+        vocabulary has longer tokens that begin so."""
         ids, their_ids = both.ids[span.begin : span.end], both.their_ids[span.other_begin : span.other_end]
+        if ids[0] in self.ours.special:
+            return
         texts, others = self.ours.of(ids), self.theirs.of(their_ids)
+        if span.is_pair:
+            end = (len(texts[0]),)
+            alike = self.their_continuations.ids(b"", texts[0], end)
+            if len(alike) > 1 or len(self.our_continuations.ids(b"", texts[0], end)) > 1:
+                yield RowCut(0, 0, 0, True, (ids[0],), alike)
+            return
         found = cuts(texts, others)
-        alike = self.our_continuations.at(found, ids, texts, others)
-        other_alike = self.their_continuations.at([cut.mirrored for cut in found], their_ids, others, texts)
-        for cut, alike_ids, other_alike_ids in zip(found, alike, other_alike, strict=True):
-            yield cut.token, cut.other_token, alike_ids, other_alike_ids
+        ours = self.our_continuations.at(found, ids, texts, others)
+        theirs = self.their_continuations.at([cut.mirrored for cut in found], their_ids, others, texts)
+        for cut, our_alike, their_alike in zip(found, ours, theirs, strict=True):
+            ended = cut.length == len(texts[cut.token])
+            yield RowCut(0, cut.token, cut.other_token, ended, our_alike, their_alike)
 
     def _is_sound(self, both: _Both, span: Span) -> bool:
         """Special tokens inside an answer are compared with nothing, for no distribution has them."""

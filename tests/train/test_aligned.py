@@ -30,6 +30,7 @@ from distill.train import stage
 from distill.train.aligned import align, spelling_of
 from distill.train.batches import pack, read_sequences
 from distill.train.callbacks import Watch
+from tests.objectives.test_aligned import cuts_between
 from tests.train import tiny
 
 # The answer in lines of its own, another end of turn, no special token for a role.
@@ -153,7 +154,9 @@ def test_the_loss_of_a_step_by_hand(world: Path, packing: bool) -> None:
             with torch.no_grad():
                 logits = model(torch.tensor([[*before, *after, end]])).logits[0, len(before) - 1 : -1]
             sides.append(Tokens(logits.double(), torch.tensor([*after, end]), torch.tensor([*numbers, len(spans)])))
-        distance += float(span_distances(sides[0], sides[1], events, Objective("reverse_kl"), 1.0)[0].sum())
+        found = [(say, side.ids_C.tolist(), side.spans_C.tolist()) for say, side in zip(spellings, sides, strict=True)]
+        distances, _ = span_distances(*sides, cuts_between(*found), events, Objective("reverse_kl"), 1.0)
+        distance += float(distances.sum())
         ce += float(torch.nn.functional.cross_entropy(sides[0].logits_CV, sides[0].ids_C, reduction="sum"))
         scored += len(sides[0].ids_C)
     line = curve(recipe)[0]
