@@ -148,7 +148,7 @@ def ours(inputs: Inputs, unmatched: Unmatched) -> Callable[[], Tensor]:
 
 def trl(inputs: Inputs) -> Callable[[], Tensor]:
     """GOLD's loss on whole logits: forward KL on shared tokens, ULD on the others, spans merged by the chain rule."""
-    from trl.experimental.gold.gold_trainer import ULDLoss
+    from trl.experimental.gold.gold_trainer import ULDLoss  # warns that it is experimental
 
     settings = {"crossentropy_weight": 0.0, "distillation_weight": 1.0, "token_merge_strategy": "bayesian"}
     settings |= {f"{side}_temperature": 1.0 for side in ("student", "teacher")}
@@ -277,8 +277,8 @@ def main() -> None:
     for row in rows:
         print(f"{row.name:60s} {row.value:12,.3f} {row.unit}")
     if options.json is not None:
-        command = "python -m benchmarks.aligned" + (" --quick" if options.quick else "")
         names = [str(path.name) for path in (options.student, options.teacher, *options.text) if path is not None]
+        command = " ".join(["python -m benchmarks.aligned", *names, *(["--quick"] if options.quick else [])])
         details = {"files": names, "vocabularies": sizes, "tokens": options.tokens, "widths": WIDTHS}
         write_json(options.json, envelope(what="aligned", command=command, rows=rows, details=details))
 

@@ -101,6 +101,11 @@ class Recipe(Section):
         """Every teacher by its id, else its model."""
         return {teacher.id or teacher.model: teacher for teacher in (self.teacher, *self.teachers)}
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the student begins as random weights, which are no variant: they have nothing to say."""
+        return self.student is not None and self.student.scratch is not None
+
     def init_of(self, entry_name: str) -> str:
         """Name of the entry that `entry_name` starts from, or 'student'."""
         names = [entry.name for entry in self.train]
@@ -251,7 +256,8 @@ class Recipe(Section):
                 if data is not None and data not in jobs and not _is_path(data):
                     yield ("quantize", index, "calibration", "data"), f"no generate job '{data}'", jobs
         if self.evaluate is not None and self.evaluate.variants is not None:
-            known = ("teacher", "student-base", *trained, *(q.name for q in self.quantize))
+            base = () if self.from_scratch else ("student-base",)
+            known = ("teacher", *base, *trained, *(q.name for q in self.quantize))
             for index, name in enumerate(self.evaluate.variants):
                 if name not in known:
                     yield ("evaluate", "variants", index), f"no variant '{name}'", known
