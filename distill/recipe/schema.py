@@ -10,7 +10,7 @@ from pydantic import Field
 from distill.recipe.base import Section
 from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
-from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
+from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher, weights_of
 from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry
 
 
@@ -93,9 +93,13 @@ class Recipe(Section):
 
     def teacher_weights(self) -> str | None:
         """Folder or hub id of the teacher's weights, where they can be had."""
-        if isinstance(self.teacher, EmbeddedTeacher):
-            return self.teacher.weights or self.teacher.model
-        return self.teacher.weights
+        return weights_of(self.teacher)
+
+    def scoring_weights(self, entry: KdEntry | OnPolicyEntry) -> dict[str, str]:
+        """Of the teachers that an entry names, each once: folder or hub id of its weights, by name."""
+        known = self.teachers_by_label()
+        named = {} if entry.teachers is None else {name: weights_of(known[name]) for name in entry.teachers.names}
+        return {name: weights for name, weights in named.items() if weights is not None}
 
     def teachers_by_label(self) -> dict[str, Teacher]:
         """Every teacher by its id, else its model."""
@@ -168,7 +172,17 @@ class Recipe(Section):
         self, index: int, entry: KdEntry | OnPolicyEntry
     ) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between an entry that distils, its signal and the teacher."""
-        if (isinstance(entry, OnPolicyEntry) or entry.needs_weights) and self.teacher_weights() is None:
+        if entry.teachers is not None:
+            known = self.teachers_by_label()
+            for place, name in enumerate(entry.teachers.names):
+                named = ("train", index, "teachers", "names", place)
+                if name not in known:
+                    yield named, f"no teacher '{name}'", tuple(known)
+                elif weights_of(known[name]) is None:
+                    yield named, f"the distributions of '{name}' are read: set its weights to a folder or hub id", ()
+            for key, problem in entry.teachers.problems(entry):
+                yield ("train", index, "teachers", key), problem, ()
+        elif (isinstance(entry, OnPolicyEntry) or entry.needs_weights) and self.teacher_weights() is None:
             name = entry.objective
             problem = (
                 f"{name} reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"

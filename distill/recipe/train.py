@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -63,6 +64,38 @@ class SftEntry(EntryCommon):
     packing: bool = False
 
 
+class Scoring(Section):
+    """Several live teachers of one tokenizer for one entry, by the names that jobs know them by."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="ids (else models) of the recipe's teachers")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="of the names in turn, for a mixture; null: equal ones"
+    )
+    route: Literal["mixture", "rows", "data"] = Field(
+        default="mixture",
+        description="mixture: all score every row; rows: whom its column `teacher` names; data: names in turn for data",
+    )
+
+    def problems(self, entry: KdEntry | OnPolicyEntry) -> Iterator[tuple[str, str]]:
+        """(key, problem) of what does not go together, the names aside."""
+        if self.weights is not None and self.route != "mixture":
+            yield "weights", f"with route {self.route} each row has one teacher: leave weights out"
+        elif self.weights is not None and len(self.weights) != len(self.names):
+            yield "weights", f"needs a weight for each of the {len(self.names)} names; got {len(self.weights)}"
+        if self.route == "data" and len(self.names) != len(entry.data):
+            yield "names", f"route data needs a name for each of the {len(entry.data)} of data; got {len(self.names)}"
+        elif self.route != "data" and len(set(self.names)) < len(self.names):
+            yield "names", "a teacher is named twice"
+        if not isinstance(entry.signal, LiveSignal):
+            yield "route", "only live teachers are several: use signal live"
+        elif entry.signal.shard and self.route != "mixture":
+            yield "route", "a teacher in shares needs every process at each step, and rows may not be there: no shard"
+        if isinstance(entry, KdEntry) and entry.alignment is not None:
+            yield "route", "texts are aligned with one teacher: leave alignment or teachers out"
+        if isinstance(entry, KdEntry) and entry.matching is not None:
+            yield "route", "hidden states are matched with one teacher's: leave matching or teachers out"
+
+
 class DivergenceFields(Section):
     """Which divergence between teacher and student, and how it is computed."""
 
@@ -74,6 +107,7 @@ class DivergenceFields(Section):
         default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
     )
     kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
+    teachers: Scoring | None = Field(default=None, description="who scores; null: the recipe's `teacher`")
 
 
 class LayerPair(Section):

@@ -50,7 +50,7 @@ def place_of(
     weights = recipe.teacher_weights()
     trust = recipe.student.trust_remote_code if recipe.student is not None else False
     if isinstance(entry, OnPolicyEntry) or entry.ce_weight == 1.0 or isinstance(entry.signal, LiveSignal):
-        return Place(weights, "", None, trust)
+        return Place(weights, "", None, trust, recipe.scoring_weights(entry))
     if isinstance(entry.signal, StoredSignal):
         folder = Path(entry.signal.path)
         return Place(weights, _identity_among(recipe, read_about(folder).fingerprint.teacher), folder, trust)
