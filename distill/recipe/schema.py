@@ -11,7 +11,7 @@ from distill.recipe.base import Section
 from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
 from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher, weights_of
-from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry
+from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry, why_not_aligned
 
 
 class Serve(Section):
@@ -188,6 +188,9 @@ class Recipe(Section):
                 f"{name} reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
             )
             yield ("train", index, "objective"), problem, ()
+        unaligned = why_not_aligned(entry)
+        if unaligned is not None:
+            yield ("train", index, "alignment"), unaligned, ()
         unsound = entry.signal_problem() if isinstance(entry, KdEntry) else None
         if unsound is not None:
             yield ("train", index, unsound[0]), unsound[1], ()

@@ -90,10 +90,20 @@ class Scoring(Section):
             yield "route", "only live teachers are several: use signal live"
         elif entry.signal.shard and self.route != "mixture":
             yield "route", "a teacher in shares needs every process at each step, and rows may not be there: no shard"
-        if isinstance(entry, KdEntry) and entry.alignment is not None:
+        if entry.alignment is not None:
             yield "route", "texts are aligned with one teacher: leave alignment or teachers out"
         if isinstance(entry, KdEntry) and entry.matching is not None:
             yield "route", "hidden states are matched with one teacher's: leave matching or teachers out"
+
+
+class Alignment(Section):
+    """How a teacher of another tokenizer is compared, by spans of text that both tokenizations delimit."""
+
+    unmatched: Literal["prefix", "uld"] = Field(
+        default="prefix",
+        description="tokens that one side lacks: count to the longest shared beginning, or by sorted probabilities",
+    )
+    uld_weight: float = Field(default=1.0, gt=0, description="of the sorted probabilities' distance, for uld")
 
 
 class DivergenceFields(Section):
@@ -107,6 +117,7 @@ class DivergenceFields(Section):
         default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
     )
     kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
+    alignment: Alignment | None = Field(default=None, description="for a live teacher of another tokenizer")
     teachers: Scoring | None = Field(default=None, description="who scores; null: the recipe's `teacher`")
 
 
@@ -133,16 +144,6 @@ class FakeQuantization(Section):
     symmetric: bool = True
 
 
-class Alignment(Section):
-    """How a teacher of another tokenizer is compared, by spans of text that both tokenizations delimit."""
-
-    unmatched: Literal["prefix", "uld"] = Field(
-        default="prefix",
-        description="tokens that one side lacks: count to the longest shared beginning, or by sorted probabilities",
-    )
-    uld_weight: float = Field(default=1.0, gt=0, description="of the sorted probabilities' distance, for uld")
-
-
 class KdEntry(EntryCommon, DivergenceFields):
     """Divergence to the teacher's distributions, token by token, plus a share of cross entropy."""
 
@@ -150,7 +151,6 @@ class KdEntry(EntryCommon, DivergenceFields):
     ce_weight: float = Field(default=0.0, ge=0, le=1, description="loss = (1 - w) T^2 divergence + w cross entropy")
     packing: bool = False
     signal: Signal = Field(default=LiveSignal(), description="the teacher itself, or what is stored of it")
-    alignment: Alignment | None = Field(default=None, description="for a live teacher of another tokenizer")
     matching: HiddenMatching | None = Field(default=None, description="of a live teacher's hidden states, beside")
     quantize: FakeQuantization | None = Field(default=None, description="train for a quantized student (method qat)")
 
@@ -167,9 +167,6 @@ class KdEntry(EntryCommon, DivergenceFields):
             return "quantize", "rounds the weights that are trained, which adapters leave alone: leave lora out"
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
-        unaligned = self._alignment_problem()
-        if unaligned is not None:
-            return "alignment", unaligned
         if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):
             return (
                 "matching",
@@ -180,18 +177,6 @@ class KdEntry(EntryCommon, DivergenceFields):
         told = isinstance(self.signal, TopKSignal) and self.signal.source != "weights"
         if told and self.temperature != 1.0:
             return "temperature", "servers give distributions at temperature 1 only"
-        return None
-
-    def _alignment_problem(self) -> str | None:
-        """Why texts cannot be aligned as the entry asks."""
-        if self.alignment is None:
-            return None
-        if self.signal.kind != "live":
-            return "what is stored or served of a teacher is in the student's tokens: use signal live"
-        if self.matching is not None:
-            return "hidden states of other tokens cannot be matched: leave matching out"
-        if self.kernel == "triton":
-            return "the kernel compares models of one tokenizer: set kernel: torch"
         return None
 
 
@@ -217,6 +202,19 @@ class OnPolicyEntry(EntryCommon, DivergenceFields):
     )
     rollout: Rollout = Rollout()
     signal: LiveSignal = Field(default=LiveSignal(), description="how the teacher's weights are held")
+
+
+def why_not_aligned(entry: KdEntry | OnPolicyEntry) -> str | None:
+    """What keeps an entry's texts from being aligned as it asks; None where it does not ask or nothing does."""
+    if entry.alignment is None:
+        return None
+    if not isinstance(entry.signal, LiveSignal):
+        return "what is stored or served of a teacher is in the student's tokens: use signal live"
+    if isinstance(entry, KdEntry) and entry.matching is not None:
+        return "hidden states of other tokens cannot be matched: leave matching out"
+    if entry.kernel == "triton":
+        return "the kernel compares models of one tokenizer: set kernel: torch"
+    return None
 
 
 class DpoEntry(EntryCommon):

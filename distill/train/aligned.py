@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,17 +20,19 @@ from distill.train.live import LiveTeacher
 class AlignedTeacher:
     """A live teacher that reads each row in its own tokens; rows are found by the batch's row ids.
 
+    A row whose tokens are not those of the dataset has the student's own answer at its end (on-policy).
+
     `facts`: shares of the student's tokens that are compared, and one to one, and of its vocabulary that is shared.
     """
 
     def __init__(self, teacher: LiveTeacher, aligned: Aligned, events: Events, uld_weight: float) -> None:
-        self._teacher, self._rows, self._events, self._uld_weight = teacher, aligned.rows, events, uld_weight
+        self._teacher, self._aligned, self._events, self._uld_weight = teacher, aligned, events, uld_weight
         ruled_in = int((~events.ours.excluded_V).sum())
         self.facts = {**aligned.shares(), "shared_vocabulary": events.num_shared / ruled_in}
 
     def __call__(self, batch: Mapping[str, Tensor]) -> AlignedTargets:
         device = batch["labels"].device
-        rows = [self._rows[row] for row in batch["row_ids"].flatten().tolist() if row != NO_ROW]
+        rows = [self._aligned.row(*document) for document in documents_of(batch)]
         input_ids = torch.zeros(len(rows), max(len(row.ids) for row in rows), dtype=torch.long)
         for index, row in enumerate(rows):
             input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
@@ -58,6 +60,17 @@ class AlignedTeacher:
             events=self._events,
             uld_weight=self._uld_weight,
         )
+
+
+def documents_of(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, list[int], list[int]]]:
+    """(row id, ids, labels) of every document of a batch, of packed rows too; padding counts to the last of a row."""
+    for names, ids, labels, positions in zip(
+        *(batch[name].tolist() for name in ("row_ids", "input_ids", "labels", "position_ids")), strict=True
+    ):
+        starts = [place for place, position in enumerate(positions) if position == 0]
+        ends = [*starts[1:], len(ids)]
+        for name, begin, end in zip([name for name in names if name != NO_ROW], starts, ends, strict=True):
+            yield name, ids[begin:end], labels[begin:end]
 
 
 def cuts_of(cuts: Sequence[RowCut]) -> Cuts:

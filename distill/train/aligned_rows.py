@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from distill.text.token_bytes import Spelling, bytes_of_tokens
 from distill.train.batches import Sequences
 
 UNCUT = 1 << 30
+_Turn = tuple[tuple[int, int], tuple[int, int], bytes]
 _LONGEST = 64  # tokens of a span on either side; longer ones are texts that hardly agree
 _SAMPLE = "Hello, wörld! 12 🙂\n x"
 
@@ -43,11 +45,12 @@ class RowCut(NamedTuple):
 class AlignedRow:
     """A row in the teacher's tokens, through the last one that is compared.
 
-    `spans`: of each scored token of the student, in their order, the number of its span, -1 where it is in none;
-    `places`: of each compared token of the teacher where it stands in `ids`; `their_spans`: its span's number.
+    `trained`: the student's scored tokens, `spans`: of each of them the number of its span, -1 where it is in none.
+    `places`: of each compared token of the teacher where it stands in `ids`, `their_spans`: its span's number.
     """
 
     ids: list[int]
+    trained: list[int]
     spans: list[int]
     places: list[int]
     their_spans: list[int]
@@ -56,10 +59,16 @@ class AlignedRow:
 
 @dataclass(frozen=True)
 class Aligned:
-    """All rows by their ids, and the tokens that end a turn, which both sides take for the same event."""
+    """All rows by their ids, and the tokens that end a turn, which both sides take for the same event.
+
+    `chats`: what comes before a row's last answer; `teacher_tokens`: how many the teacher can read.
+    """
 
     rows: Mapping[int, AlignedRow]
     ends: tuple[int, int] | None
+    pair: Pair
+    chats: Mapping[int, Sequence[Message]]
+    teacher_tokens: int
 
     def shares(self) -> dict[str, float]:
         """Of the student's scored tokens: how many are compared, and how many are so one to one."""
@@ -70,6 +79,15 @@ class Aligned:
             compared += ours.total()
             paired += sum(count == theirs[span] == 1 for span, count in ours.items())
         return {"compared_tokens": compared / max(1, tokens), "paired_tokens": paired / max(1, tokens)}
+
+    def row(self, name: int, ids: list[int], labels: list[int]) -> AlignedRow:
+        """The row, or that of another answer, which the student wrote in the place of its last. Padding may follow."""
+        trained = [label for label in labels if label != IGNORED]
+        if trained == self.rows[name].trained:
+            return self.rows[name]
+        end = _turns(labels)[-1][1]
+        both = self.pair.read_answer(self.chats[name], ids[:end], labels[:end])
+        return self.pair.row(both, self.ends, end, self.teacher_tokens)
 
 
 def align(
@@ -85,9 +103,10 @@ def align(
     `teacher_tokens`: how many the teacher can read. Of several pairs of tokens that end turns the most frequent counts.
     Raises DataError where no row has anything in common.
     """
-    pair = _Pair.of(student, teacher)
-    chats = [[row["messages"] for row in read_parquet(path, columns=("messages",))] for path in data]
-    both = {name: (pair.read(chats[file][number]), length) for name, (file, number), length in _documents(rows)}
+    pair = Pair.of(student, teacher)
+    read = [[row["messages"] for row in read_parquet(path, columns=("messages",))] for path in data]
+    chats = {name: read[file][number] for name, (file, number), _ in _documents(rows)}
+    both = {name: (pair.read(chats[name]), length) for name, _, length in _documents(rows)}
     if not any(row.spans for row, _ in both.values()):
         raise DataError(
             "no answer is found in both the student's and the teacher's chat template",
@@ -95,7 +114,9 @@ def align(
         )
     found = Counter(row.end_tokens(span) for row, _ in both.values() for span in row.end_spans)
     ends = found.most_common(1)[0][0] if found else None
-    return Aligned({name: pair.row(row, ends, length, teacher_tokens) for name, (row, length) in both.items()}, ends)
+    made = {name: pair.row(row, ends, length, teacher_tokens) for name, (row, length) in both.items()}
+    heard = {name: _heard(chats[name], row.labels[:length]) for name, (row, length) in both.items()}
+    return Aligned(made, ends, pair, heard, teacher_tokens)
 
 
 def spelling_of(tokenizer: PreTrainedTokenizerBase) -> Spelling:
@@ -132,7 +153,7 @@ class _Both:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """Two tokenizers, and what their tokens say."""
 
     student: PreTrainedTokenizerBase
@@ -143,7 +164,7 @@ class _Pair:
     their_continuations: Continuations
 
     @classmethod
-    def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> _Pair:
+    def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> Pair:
         ours, theirs = spelling_of(student), spelling_of(teacher)
         return cls(student, teacher, ours, theirs, Continuations(ours, theirs), Continuations(theirs, ours))
 
@@ -151,18 +172,36 @@ class _Pair:
         """A chat by either's own template; no spans where these do not have the same turns."""
         ids, labels = encode_completion(self.student, messages, UNCUT)
         their_ids, their_labels = encode_completion(self.teacher, messages, UNCUT)
-        contents = [message["content"] for message in messages if message["role"] == "assistant"]
+        contents = [message["content"].strip().encode() for message in messages if message["role"] == "assistant"]
         turns, their_turns = _turns(labels), _turns(their_labels)
+        if not len(turns) == len(contents) == len(their_turns):
+            return _Both(ids, labels, their_ids, [], [])
+        return self._both(ids, labels, their_ids, list(zip(turns, their_turns, contents, strict=True)))
+
+    def read_answer(self, heard: Sequence[Message], ids: list[int], labels: list[int]) -> _Both:
+        """What the student answered to a chat, the end of its row, and how the teacher reads that answer.
+
+        A special token ends what is compared, and so do bytes that are no character.
+        """
+        begin, end = _turns(labels)[-1]
+        plain = takewhile(lambda index: index in self.ours.ordinary, ids[begin:end])
+        text = _characters(b"".join(self.ours.of(list(plain))))
+        answer: Message = {"role": "assistant", "content": text}
+        their_ids, their_labels = encode_completion(self.teacher, [*heard, answer], UNCUT)
+        theirs = _turns(their_labels)[-1:]
+        return self._both(ids, labels, their_ids, [((begin, end), turn, text.strip().encode()) for turn in theirs])
+
+    def _both(self, ids: list[int], labels: list[int], their_ids: list[int], turns: Sequence[_Turn]) -> _Both:
+        """The spans of each turn (the student's tokens, the teacher's, what is said in both)."""
         spans: list[Span] = []
         ends: list[Span] = []
-        if len(turns) == len(contents) == len(their_turns):
-            for (a, b), (c, d), content in zip(turns, their_turns, contents, strict=True):
-                ended, also = ids[b - 1] in self.ours.special, their_ids[d - 1] in self.theirs.special
-                texts, others = self.ours.of(ids[a : b - ended]), self.theirs.of(their_ids[c : d - also])
-                for span in spans_around(texts, others, content.strip().encode()):
-                    spans.append(Span(span.begin + a, span.end + a, span.other_begin + c, span.other_end + c))
-                if ended and also:
-                    ends.append(Span(b - 1, b, d - 1, d))
+        for (a, b), (c, d), content in turns:
+            ended, also = ids[b - 1] in self.ours.special, their_ids[d - 1] in self.theirs.special
+            texts, others = self.ours.of(ids[a : b - ended]), self.theirs.of(their_ids[c : d - also])
+            for span in spans_around(texts, others, content):
+                spans.append(Span(span.begin + a, span.end + a, span.other_begin + c, span.other_end + c))
+            if ended and also:
+                ends.append(Span(b - 1, b, d - 1, d))
         return _Both(ids, labels, their_ids, spans, ends)
 
     def row(self, both: _Both, ends: tuple[int, int] | None, length: int, their_length: int) -> AlignedRow:
@@ -182,6 +221,7 @@ class _Pair:
         ]
         return AlignedRow(
             both.their_ids[: places[-1] + 1 if places else 1],
+            [both.labels[place] for place in scored],
             [number.get(place, -1) for place in scored],
             places,
             [n for n, span in enumerate(kept) for _ in range(span.other_begin, span.other_end)],
@@ -213,6 +253,20 @@ class _Pair:
         ids, their_ids = both.ids[span.begin : span.end], both.their_ids[span.other_begin : span.other_end]
         plain = all(index in self.ours.ordinary for index in ids) and all(i in self.theirs.ordinary for i in their_ids)
         return plain and max(len(ids), len(their_ids)) <= _LONGEST
+
+
+def _characters(text: bytes) -> str:
+    """What comes before bytes that are no character."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        return text[: error.start].decode()
+
+
+def _heard(messages: Sequence[Message], labels: Sequence[int]) -> list[Message]:
+    """What comes before the last answer of which a token is trained."""
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    return list(messages[: places[len(_turns(labels)) - 1]])
 
 
 def _turns(labels: Sequence[int]) -> list[tuple[int, int]]:

@@ -73,13 +73,12 @@ def open_signal(
             teachers = [loaded[name] for name in entry.teachers.names]
             return several_teachers(entry.teachers, teachers, rows, data, entry.temperature)
         assert place.weights is not None, "the recipe refuses a live signal without teacher weights"
-        alignment = entry.alignment if isinstance(entry, KdEntry) else None
-        if alignment is None:
+        if entry.alignment is None:
             return _live(entry.signal, place.weights, tokenizer, place, device)
         teacher = _live(entry.signal, place.weights, None, place, device)
         theirs = load_tokenizer(place.weights, trust_remote_code=place.trust_remote_code)
         require_chat_template(theirs, place.weights)
-        return open_aligned(alignment, teacher, theirs, student, tokenizer, rows, data)
+        return open_aligned(entry.alignment, teacher, theirs, student, tokenizer, rows, data)
     assert place.stored is not None, "signals are written before training"
     reader = Reader(place.stored)
     vocabulary = reader.about.fingerprint.vocabulary

@@ -178,6 +178,82 @@ def test_equal_tokenizers_are_ordinary_kd(world: Path, unmatched: str) -> None:
         assert aligned == pytest.approx(plain, rel=2e-4)
 
 
+OWN: dict[str, Any] = {
+    "objective": "on_policy",
+    "rollout": {"max_new_tokens": 12, "kv_gib": 0.01},
+    "lmbda": 0.4,
+    "max_steps": 6,
+}
+
+
+def test_on_policy_with_equal_tokenizers_is_ordinary(world: Path) -> None:
+    """The student's own answers, aligned as they come, and the dataset's between them: the plain entry's curve.
+
+    Of a student that writes words as its tokenizer does: the teacher reads texts, and cuts them in its own way.
+    """
+    tiny.save_model(world / "same-own", width=48, tokens=student_tokenizer())
+    model = {"model": str(world / "student"), "dtype": "float32"}
+    taught = tiny.recipe(world, {"objective": "sft", "max_steps": 200}, name="writes", student=model)
+    train(taught)
+    Run(taught).checkpoint("sft").rename(world / "writes")
+    curves = []
+    for alignment in (None, {}):
+        settings = {**OWN, "rollout": {**OWN["rollout"], "temperature": 0.0}, "learning_rate": 1e-4}
+        recipe = recipe_of(world, f"own-{alignment is None}".lower(), student="writes", alignment=alignment, **settings)
+        teacher = recipe.teacher.model_copy(update={"model": str(world / "same-own")})
+        recipe = recipe.model_copy(update={"teacher": teacher})
+        train(recipe)
+        lines = read_metrics(Run(recipe).stage("train", "on_policy").path / "metrics.jsonl")
+        curves.append([{key: value for key, value in line.items() if "second" not in key} for line in lines])
+    assert {line["on_policy"] for line in curves[0]} == {0.0, 1.0}
+    for plain, aligned in zip(*curves, strict=True):
+        assert aligned == pytest.approx(plain, rel=5e-4)
+
+
+def test_on_policy_with_another_tokenizer(world: Path) -> None:
+    """The answers of a student that knows nothing are any bytes, of which little is compared: it is not led astray."""
+    recipe = recipe_of(world, "own-other", **{**OWN, "divergence": "forward_kl", "max_steps": 60, "lmbda": 0.5})
+    train(recipe)
+    lines = read_metrics(Run(recipe).stage("train", "on_policy").path / "metrics.jsonl")
+    given, own = ([line for line in lines if line["on_policy"] == share] for share in (0.0, 1.0))
+    assert len(own) > 20 and all(line["divergence"] >= 0 for line in own)
+    assert sum(line["divergence"] for line in given[-5:]) < 0.7 * sum(line["divergence"] for line in given[:5])
+
+
+def test_what_the_student_wrote_is_read_by_the_teacher(world: Path) -> None:
+    """A broken character and a special token end what is compared; the rest of the answer is in no span."""
+    ours, theirs = load_tokenizer(world / "student"), load_tokenizer(world / "teacher")
+    rows = read_sequences(ours, [world / "chats.parquet"], 256)
+    aligned = align(rows, [world / "chats.parquet"], ours, theirs)
+    name, ids, labels = rows.row_ids[0][0], rows.input_ids[0], rows.labels[0]
+    start = next(place for place, label in enumerate(labels) if label >= 0)
+    assert aligned.row(name, [*ids, 0], [*labels, -100]) == aligned.rows[name]
+
+    def written(*parts: str | list[int]) -> tuple[list[int], list[int]]:
+        answer = [
+            index
+            for part in parts
+            for index in (part if isinstance(part, list) else ours(part, add_special_tokens=False)["input_ids"])
+        ]
+        return [*ids[:start], *answer, 0, 0], [-100] * start + answer + [-100, -100]
+
+    said = ours(" tall red", add_special_tokens=False)["input_ids"]
+    whole = aligned.row(name, *written(" tall red", [ours.eos_token_id]))
+    assert -1 not in whole.spans and whole.trained == [*said, ours.eos_token_id]
+    prompt = theirs.apply_chat_template(
+        aligned.chats[name], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert whole.ids == [*prompt, *theirs(" tall red", add_special_tokens=False)["input_ids"], theirs.eos_token_id]
+    cut = aligned.row(name, *written(" tall red"))
+    assert cut.spans == whole.spans[:-1]
+    broken = ours("🙂", add_special_tokens=False)["input_ids"][:-1]
+    for end in (broken, [ours.bos_token_id, *said]):
+        row = aligned.row(name, *written(" tall red", end))
+        assert row.spans == [*cut.spans, *([-1] * len(end))] and row.their_spans == cut.their_spans
+    nothing = aligned.row(name, *written([ours.eos_token_id]))
+    assert nothing.spans == [0] and [nothing.ids[place] for place in nothing.places] == [theirs.eos_token_id]
+
+
 def test_resumed_equals_uninterrupted(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = (recipe_of(world, name) for name in ("whole", "parts"))
     train(whole)
@@ -215,7 +291,7 @@ def test_rows_of_several_turns_cut_and_packed(world: Path, tmp_path: Path) -> No
         rows = read_sequences(ours, [tmp_path / "turns.parquet"], limit)
         aligned = align(rows, [tmp_path / "turns.parquet"], ours, theirs)
         packed = align(pack(rows, 512, 0), [tmp_path / "turns.parquet"], ours, theirs)
-        assert packed == aligned and aligned.ends == (ours.eos_token_id, theirs.eos_token_id)
+        assert packed.rows == aligned.rows and packed.ends == aligned.ends == (ours.eos_token_id, theirs.eos_token_id)
         for ids, labels, names in zip(rows.input_ids, rows.labels, rows.row_ids, strict=True):
             row = aligned.rows[names[0]]
             scored = [token for token, label in zip(ids, labels, strict=True) if label >= 0]
@@ -238,7 +314,7 @@ def test_rows_of_several_turns_cut_and_packed(world: Path, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_aligned_is_refused(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="different tokenizers: .* set `alignment: {}` on a kd entry"):
+    with pytest.raises(CheckpointError, match="different tokenizers: .* set `alignment: {}` on the entry"):
         train(recipe_of(world, "unasked", alignment=None))
     spoiled = load_tokenizer(world / "teacher")
     spoiled.chat_template = TEMPLATE.replace("message['content'] }}", "message['content'] | upper }}")
