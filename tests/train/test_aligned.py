@@ -30,7 +30,7 @@ from distill.train import stage
 from distill.train.aligned import align, spelling_of
 from distill.train.batches import pack, read_sequences
 from distill.train.callbacks import Watch
-from tests.objectives.test_aligned import cuts_between
+from tests.objectives.two_vocabularies import cuts_between
 from tests.train import tiny
 
 # The answer in lines of its own, another end of turn, no special token for a role.
