@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="a small model of stories")
     parser.add_argument("--stories", type=int, default=150, help="to learn from; as many to be measured on")
     parser.add_argument("--length", type=int, default=150, help="of a story, in the teacher's tokens")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few stories and steps, one seed: shows that it runs")

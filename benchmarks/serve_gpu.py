@@ -1,7 +1,9 @@
 """The engine on a GPU against transformers' own generate(), on models of real shapes with random weights.
 
-    python -m benchmarks.serve_gpu [--models qwen2.5-0.5b,qwen2.5-7b] [--quick] [--json PATH] [--profile FOLDER]
+    python -m benchmarks.serve_gpu [--models qwen2.5-0.5b,qwen2.5-7b] [--loads 1,8,64,256] [--quick] [--alone]
+        [--compiled] [--json PATH] [--profile FOLDER]
 
+--compiled: at batch 1 also beside transformers with a static cache and torch.compile, where that compiles in a minute.
 Greedy, no EOS; generated tokens per second of wall time, prompts included. Weights are made on the GPU. Every part is
 tried for itself, and the JSON is written anew after each. The bars are those of an H100 (3.35 TB/s of memory); what is
 measured elsewhere is compared with them as they are, and scaled by this GPU's bandwidth. Warm-up is not counted.
@@ -22,11 +24,13 @@ import transformers as hf
 
 from benchmarks.common import Row, envelope, write_json
 from benchmarks.gpu_agreement import agreement
+from benchmarks.gpu_compiled import compiled_speed
 from benchmarks.gpu_models import H100_BYTES_PER_SECOND, MODELS, PACKED, copy_speed, make_model, peak_speed
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 
 UNIT = "tokens/s"
+ALL = "1,8,64,256"
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,14 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
     report.details[f"{name}: bytes of weights, read a step, floor tokens/s at batch 1"] = [weight_bytes, read, floor]
     report.details[f"{name}: the same floor by a measured copy"] = copy_speed() / read
     engine = make_engine(model)
+    wanted = [int(count) for count in options.loads.split(",")]
     has_peer = not options.alone and not name.endswith(PACKED)  # transformers has no products with packed weights
 
     def warm_up() -> None:
         started = time.perf_counter()
         engine.generate(_prompts([128]), SamplingParams(max_tokens=2, ignore_eos=True))
         if engine.graphs is not None:
-            engine.graphs.capture()
+            engine.graphs.capture(None if options.loads == ALL else wanted)
             report.details[f"{name}: graphs, seconds to capture, failure"] = [
                 engine.graphs.num_captured,
                 engine.graphs.capture_seconds,
@@ -168,8 +173,10 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         report.details[f"{name}: warm-up seconds"] = time.perf_counter() - started
 
     def one(load: Load) -> None:
-        engine.generate([p[:64] for p in load.prompts], SamplingParams(max_tokens=2, ignore_eos=True))
         count = len(load.prompts)
+        for _ in range(2):  # steps of short prompts are captured when they come again
+            prompts = load.prompts if count <= 8 else [p[:64] for p in load.prompts]
+            engine.generate(prompts, SamplingParams(max_tokens=2, ignore_eos=True))
         speed, tokens, parts = timed(engine, load, 1 if count > 8 and weight_bytes > 4 << 30 else 2)
         bar, goal = BARS.get((name, count), (None, None)) if not options.quick else (None, None)
         peer, own = None, None
@@ -191,8 +198,23 @@ def measure_model(report: Report, name: str, options: argparse.Namespace) -> Non
         print(report.details[f"{name} {load.name}"], flush=True)
 
     report.part(f"{name} warm-up", warm_up)
+
+    def compiled() -> None:
+        new = 32 if options.quick else 128
+        found = compiled_speed(name, new=new)
+        report.details[f"{name}: transformers, static cache and torch.compile, 1 x 128+{new}"] = found
+        print(f"{name}: transformers compiled {found}", flush=True)
+
     for load in loads(quick=options.quick):
-        report.part(f"{name} {load.name}", lambda load=load: one(load))
+        if len(load.prompts) in wanted:
+            report.part(f"{name} {load.name}", lambda load=load: one(load))
+    if engine.graphs is not None:
+        prompts = engine.graphs.prompts
+        found = [prompts.num_captured, prompts.capture_seconds, prompts.failure]
+        report.details[f"{name}: graphs of prompts, seconds to capture, failure"] = found
+        print(f"graphs of prompts, seconds to capture, failure: {found}", flush=True)
+    if options.compiled and not name.endswith(PACKED):
+        report.part(f"{name} compiled", compiled)
 
     def agree() -> None:
         large = weight_bytes > 4 << 30
@@ -219,13 +241,16 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join([*MODELS, "qwen2.5-7b" + PACKED]))
+    parser.add_argument("--loads", default=ALL, help="numbers of requests")
+    parser.add_argument("--compiled", action="store_true", help="transformers compiled at batch 1 too")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens, no bars")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path, help="a folder for tables of kernels and of host functions")
     options = parser.parse_args()
     hf.logging.set_verbosity_error()
-    flags = " --quick" * options.quick + " --alone" * options.alone
+    flags = " --quick" * options.quick + " --alone" * options.alone + " --compiled" * options.compiled
+    flags += "" if options.loads == ALL else f" --loads {options.loads}"
     report = Report(options.json, f"python -m benchmarks.serve_gpu --models {options.models}{flags}")
     report.details["memory bandwidth: of the GPU's data sheet, of a copy"] = [peak_speed(), copy_speed()]
     for name in options.models.split(","):

@@ -100,7 +100,8 @@ def measure(folder: Path, processes: int, *, quick: bool) -> tuple[list[Row], di
         ),
         difference(recipes["shares"], recipes["stopped"]),
     ]
-    return rows, reports
+    seen = ("whole", "shares", "peak_mib", "code")
+    return rows, {name: {key: report[key] for key in seen if key in report} for name, report in reports.items()}
 
 
 def start(folder: Path, recipe: Recipe, name: str, *, processes: int, stop_at: int = 0) -> dict[str, Any]:

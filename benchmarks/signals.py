@@ -48,6 +48,7 @@ FORMS: dict[str, WrittenSignal] = {
     "top k": TopKSignal(kind="top_k"),
     "top k, k 16 at 0.001": TopKSignal(kind="top_k", k=16, min_probability=1e-3),
     "top k, k 255 at 0": TopKSignal(kind="top_k", k=255, min_probability=0.0),
+    "top k, k 16 at 0.001, 16 draws": TopKSignal(kind="top_k", k=16, min_probability=1e-3, tail_draws=16),
     "sampled": SampledSignal(kind="sampled"),
     "hidden": HiddenSignal(kind="hidden"),
 }
@@ -97,11 +98,12 @@ def write(scene: Scene, folder: Path, settings: WrittenSignal) -> Reader:
     head = scene.teacher.head
     holds = fingerprint(load_tokenizer(TEACHER), vocabulary=head.weight.shape[0], teacher="embedded")
     dtype = str(scene.teacher.model.dtype).removeprefix("torch.")
-    about = {
-        "top_k": About("top_k", holds, step_nats=settings.step_nats if isinstance(settings, TopKSignal) else 0.0),
-        "sampled": About("sampled", holds, draws=settings.draws if isinstance(settings, SampledSignal) else 0),
-        "hidden": About("hidden", holds, width=head.weight.shape[1], dtype=dtype),
-    }[settings.kind]
+    if isinstance(settings, TopKSignal):
+        about = About("top_k", holds, step_nats=settings.step_nats, draws=settings.tail_draws)
+    elif isinstance(settings, SampledSignal):
+        about = About("sampled", holds, draws=settings.draws)
+    else:
+        about = About("hidden", holds, width=head.weight.shape[1], dtype=dtype)
     writer = Writer(folder, about)
     write_head(folder, head)
     todo = rows_to_write(scene.rows, writer)
@@ -130,12 +132,13 @@ def errors(scene: Scene, folder: Path) -> list[Row]:
     live = {name: loss_and_gradient(scene, scene.teacher(scene.batch), name) for name in DIVERGENCES}
     for number, (name, settings) in enumerate(FORMS.items()):
         reader = write(scene, folder / str(number), settings)
-        signal = StoredTeacher(reader, CPU)(scene.batch)
+        signal = StoredTeacher(reader, CPU, tail_draws=True)(scene.batch)
         size = reader.size_bytes / reader.tokens
         sampled = settings.kind == "sampled"
+        drawn = sampled or reader.about.draws > 0  # of forward KL alone
         bar = SAMPLED_BAR if sampled else None
         rows.append(Row(f"{name}: size", size, "bytes/token", bar=bar, ok=size <= bar if bar is not None else None))
-        for divergence in DIVERGENCES[: 1 if sampled else 2]:
+        for divergence in DIVERGENCES[: 1 if drawn else 2]:
             value, gradient = loss_and_gradient(scene, signal, divergence)
             expected, full = live[divergence]
             error = float((gradient - full).norm() / full.norm())
@@ -152,7 +155,7 @@ def overhead(scene: Scene, folder: Path, steps: int) -> list[Row]:
     for number, (name, settings) in enumerate(FORMS.items()):
         student = load_model(STUDENT, dtype="float32", device="cpu")
         attach_loss_head(student, Objective(), 1024)
-        signal = StoredTeacher(Reader(folder / str(number)), CPU)
+        signal = StoredTeacher(Reader(folder / str(number)), CPU, tail_draws=True)
         reading, training = [], []
         for batch in batches:
             start = time.perf_counter()

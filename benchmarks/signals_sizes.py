@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distill.teacher.bits import packed_bytes, width_of
 from distill.teacher.forms import MAX_KEPT, Sparse, encode_sampled
 from distill.teacher.top_k_form import decode_top_k, encode_top_k
-from distill.train.recording import sampled_of
+from distill.train.reductions import drawn_of
 
 ROW_TOKENS, INDEX_BYTES = 128, 32  # a row of the store costs an index record
 THRESHOLDS = tuple(0.03 * 0.87**step for step in range(64))
@@ -65,7 +65,7 @@ class Tokens:
             tops.append(top.double().numpy())
             ids.append(index.numpy())
             entropies.append(-(log_p.exp() * log_p).sum(-1).double().numpy())
-            size += len(encode_sampled(sampled_of(log_p, draws, generator), rows, draws))
+            size += len(encode_sampled(drawn_of(log_p, draws, generator).fetch(), rows, draws))
         found = np.concatenate(entropies)
         sampled = size / len(found) + INDEX_BYTES / ROW_TOKENS
         return cls(rows, np.concatenate(tops), np.concatenate(ids), found, sampled)

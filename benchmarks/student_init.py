@@ -39,6 +39,7 @@ from distill.quiet import quiet
 from distill.recipe.prune import Prune
 from distill.recipe.teacher import Student
 
+GROUPS = ("depth", "width", "kv")
 RANDOM, EVEN, MEAN = "random weights", "layers evenly", "KV heads by mean"
 
 
@@ -188,7 +189,7 @@ def compare(options: argparse.Namespace, keep: Callable[[list[Row], dict[str, An
     theirs = quality(teacher, teacher, text.held_out, options)
     shapes = {"train": list(text.train.shape), "tune": list(text.tune.shape), "held_out": list(text.held_out.shape)}
     rows, runs = [Row("teacher, cross entropy", theirs.ce, "nats/token")], []
-    for init in inits(teacher, options):
+    for init in (init for init in inits(teacher, options) if init.group in options.groups):
         run = _one(init, teacher, text, calibration, options)
         runs.append(run)
         kls = [each["kl"] for each in run["after"]]
@@ -273,6 +274,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", required=True, help="folder of a Llama, Mistral, Qwen2 or Qwen3")
     parser.add_argument("--text", type=Path, default=None)
     parser.add_argument("--sampled", type=int, default=0, help="rows that the teacher writes, instead of --text")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--layers", type=int, default=3, help="of the depth students")
     parser.add_argument("--wide-layers", type=int, default=4, help="of the width students")
     parser.add_argument("--heads", type=int, default=4, help="query heads of the width students")

@@ -27,14 +27,14 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from distill.model.chat import IGNORED
-from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout
+from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout, SftEntry
 from distill.train.arguments import common_arguments
-from distill.train.batches import collator, row_order
+from distill.train.batches import Sequences, collator, numbered, row_order
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
 from distill.train.rollouts import Rollouts
-from distill.train.settings import objective_of
+from distill.train.settings import decoder_of, form_of, objective_of
 
 PAD, EOS = 0, 1
 
@@ -68,21 +68,27 @@ class Setting:
     max_new_tokens: int
     bfloat16: bool
     triton: bool  # our kernels, where the GPU has them
+    cuda_graphs: bool = False  # ours: passes replayed
 
 
 Way = Callable[[Setting], Trainer]
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """When each step ended."""
+    """When training began and each step ended; every time is told as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
         self.ends: list[float] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._tell(time.perf_counter())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self._tell(self.ends[-1])
 
 
 def in_order(setting: Setting, trainer: Trainer) -> list[Row]:
@@ -98,6 +104,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(words), pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
+
+
+def ours_sft(setting: Setting) -> Trainer:
+    """sft: the rows' answers, by cross entropy."""
+    return _ours(setting, SftEntry(objective="sft", **_entry(setting)), None)
 
 
 def ours_off_policy(setting: Setting) -> Trainer:
@@ -124,33 +135,36 @@ def _entry(setting: Setting) -> dict[str, Any]:
         "micro_batch_size": setting.micro_batch,
         "mixed_precision": "bf16" if setting.bfloat16 else "no",
         "kernel": "triton" if setting.triton else "torch",
+        "cuda_graphs": setting.cuda_graphs,
         "max_length": 1024,
         "save_steps": 10**6,
     }
 
 
-def _ours(setting: Setting, entry: KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
+def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
     lengths, order = [len(row.ids) for row in setting.rows], _order(setting)
-    columns = {
-        "input_ids": [row.ids for row in setting.rows],
-        "labels": [row.labels for row in setting.rows],
-        "seq_lengths": [[length] for length in lengths],
-        "row_ids": [[number] for number in range(len(lengths))],
-    }
+    places = [[(0, number)] for number in range(len(lengths))]
+    ids, labels = [row.ids for row in setting.rows], [row.labels for row in setting.rows]
+    names = [[number] for number in range(len(lengths))]
+    rows = Sequences(ids, labels, [[length] for length in lengths], names, places, len(ids), 0, 0)
+    dataset, collate = numbered(rows, order, collator(PAD))
     arguments = common_arguments(entry, steps=setting.steps, processes=1, checkpoints=_folder())
+    teacher = None if isinstance(entry, SftEntry) else LiveTeacher(setting.teacher)
+    device = setting.student.device
     return KDTrainer(
         setting.student,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False),
-        data_collator=collator(PAD),
-        train_dataset=Dataset.from_dict(columns).select(order),
+        data_collator=collate,
+        train_dataset=dataset,
         processing_class=tokenizer(),
         callbacks=[],
-        finite=FiniteCheck("ours", order, [[(0, number)] for number in range(len(lengths))], ["rows"]),
+        finite=FiniteCheck("ours", order, places, ["rows"]),
         peft_config=None,
         objective=objective_of(entry),
-        signal=LiveTeacher(setting.teacher),
-        form=entry.kernel,
+        signal=teacher,
+        form=form_of(entry, device),
         rollouts=rollouts,
+        decoder=decoder_of(entry, setting.student, teacher, device=device, processes=1),
     )
 
 
@@ -190,9 +204,16 @@ def distillation_on_policy(setting: Setting) -> Trainer:
         setting.student,
         setting.teacher,
         args=DistillationConfig(
-            **_peer_arguments(setting), beta=1.0, max_completion_length=setting.max_new_tokens, top_k=0
+            **_peer_arguments(setting),
+            beta=1.0,
+            max_completion_length=setting.max_new_tokens,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            shuffle_dataset=False,
         ),
-        train_dataset=Dataset.from_dict({"prompt": [row.prompt for row in setting.rows]}),
+        # the prompts of each step are those of ours
+        train_dataset=Dataset.from_dict({"prompt": [setting.rows[place].prompt for place in _order(setting)]}),
         processing_class=tokenizer(),
     )
 

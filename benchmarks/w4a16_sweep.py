@@ -35,6 +35,7 @@ CANDIDATES = {  # slabs, warps, stages, scaled
          (16, 8, 3, True)],
     128: [(4, 4, 3, False), (4, 4, 3, True), (8, 8, 3, True), (8, 8, 2, True), (16, 8, 3, True), (16, 8, 2, True)],
 }  # fmt: skip
+EARLY = {16: (False, True), 32: (False, True), 64: (False, True), 128: (False,)}  # may the next kernel begin meanwhile
 PROGRAMS = {16: (2, 3), 32: (2, 3), 64: (1, 2, 3), 128: (1, 2)}
 PROCESSES = 14
 Weight = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -42,7 +43,8 @@ Weight = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def kinds(width: int) -> list[Kind]:
     """The candidates for programs of so many rows."""
-    return [Kind(*own, programs) for own, programs in product(CANDIDATES[width], PROGRAMS[width])]
+    found = product(CANDIDATES[width], PROGRAMS[width], EARLY[width])
+    return [Kind(*own, programs, early) for own, programs, early in found]
 
 
 def weights(form: Form, copies: int) -> list[Weight]:
@@ -60,7 +62,8 @@ def compile_some(part: int) -> None:
     for width, found in ROWS.items():
         for kind, (out, wide) in product(kinds(width), SHAPES):
             splits = num_splits(max(found), Form(out, wide, 4, GROUP, False, False), width, kind) > 1
-            wanted[(width, kind.slabs, kind.warps, kind.stages, kind.scaled, splits)] = (width, kind, out, wide)
+            form = (kind.slabs, kind.warps, kind.stages, kind.scaled, kind.early)
+            wanted[(width, *form, splits)] = (width, kind, out, wide)
     for width, kind, out, wide in list(wanted.values())[part::PROCESSES]:
         form = Form(out, wide, 4, GROUP, False, False)
         x = torch.zeros(max(ROWS[width]), wide, dtype=torch.bfloat16, device="cuda")
@@ -112,11 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true", help="the winners into distill/kernels/w4a16_launches.py")
+    parser.add_argument("--compile", choices=("first", "only", "not"), default="first", help="of all that is timed")
     options = parser.parse_args()
     started = time.perf_counter()
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_some, range(PROCESSES)))
-    print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    if options.compile != "not":
+        with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+            list(pool.map(compile_some, range(PROCESSES)))
+        print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
+    if options.compile == "only":
+        return
     result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "group": GROUP, "rows": ROWS}
     best = dict(w4a16_launches.KINDS)
     for width in ROWS:

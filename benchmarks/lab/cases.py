@@ -48,10 +48,18 @@ class Case:
 
 LIVE = {"objective": "kd", "divergence": "forward_kl"}
 SFT = {"objective": "sft"}
+ON_POLICY = {
+    "objective": "on_policy",
+    "divergence": "forward_kl",  # reverse KL has nothing to teach random weights
+    "lmbda": 0.25,
+    "rollout": {"max_new_tokens": 64},
+}
 SIGNALS = {
-    "top k": {"kind": "top_k"},
-    "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
     "hidden states": {"kind": "hidden"},
+    "top k": {"kind": "top_k"},
+    "top k and 16 of the tail": {"kind": "top_k", "tail_draws": 16},
+    "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
+    "top k, k 255 and 16 of the tail": {"kind": "top_k", "k": 255, "min_probability": 0.0, "tail_draws": 16},
     "sampled ids": {"kind": "sampled"},
 }
 
@@ -61,11 +69,13 @@ def methods(case: Case, seeds: int, stored_seeds: int) -> list[Method]:
     found = [
         Method(CE, SFT, seeds=seeds),
         Method(KD, LIVE, seeds=seeds),
+        Method(f"{KD} again", LIVE, KD, stored_seeds),  # how far apart two runs of one thing are
     ]
     for name, signal in SIGNALS.items():
         found.append(Method(f"kd from {name}", {**LIVE, "signal": signal}, KD, stored_seeds))
     found += [Method(f"kd {name}", {**LIVE, "divergence": name}) for name in DIVERGENCES]
     found.append(Method("kd forward_kl, half cross entropy", {**LIVE, "ce_weight": 0.5}))
+    found.append(Method(f"on-policy, lmbda {ON_POLICY['lmbda']}", ON_POLICY))
     return found if case.teacher is None else [*found, Method("sft on teacher samples", SFT, sampled=True)]
 
 
@@ -95,18 +105,18 @@ CASES = {
         Case(
             "novels",
             student=SMALL,
-            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
-            steps=400,
+            student_entry={"batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3},
+            steps=1000,
             row_tokens=512,
             sampled=4096,
             teacher=LARGE,
-            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 600},
+            teacher_entry={"batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "max_steps": 1200},
         ),
         Case(
             "stories",
             student=Shape(layers=3, hidden=32, heads=4, kv_heads=2, intermediate=88),
             student_entry={"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
-            steps=300,
+            steps=1500,
             row_tokens=256,
             sampled=1280,
             sample_batch=640,

@@ -131,6 +131,7 @@ def in_child(
 def _logged(act: Callable[..., None], log: Path, arguments: tuple[object, ...], gpu: int | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing was tokenised before the fork
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb", buffering=0) as handle:
         os.dup2(handle.fileno(), 1)

@@ -28,7 +28,7 @@ from benchmarks.common import Row, envelope, write_json
 from benchmarks.lab.cases import CASES, CE, COMMON, Case, Method, methods, sweep
 from benchmarks.lab.entry import RESULT, Spec, in_child, run, sample_and_run, start_method
 from benchmarks.lab.models import make_random, perplexity, sample
-from benchmarks.lab.text import PART, TEMPLATE, TOKENIZER, TRAIN, VALIDATION
+from benchmarks.lab.text import PART, PROMPTED, TEMPLATE, TOKENIZER, TRAIN, VALIDATION, prompted
 from distill.model.load import load_tokenizer
 from distill.quiet import quiet
 from distill.records import INSTRUCTION, read_parquet, write_parquet
@@ -177,7 +177,8 @@ class Lab:
     def _start_student(self, method: Method, seeds: dict[str, str], teacher: str, gpu: int) -> None:
         entry = {**COMMON, **self.case.student_entry, "max_steps": self.case.steps, **method.entry}
         name = method.name if method.seeds == 1 or len(seeds) > 1 else f"{method.name}/{next(iter(seeds))}"
-        spec = self._spec(name, entry, PART, "" if method.needs_no_teacher else teacher, seeds, "float32")
+        rows = PROMPTED if entry["objective"] == "on_policy" else PART
+        spec = self._spec(name, entry, rows, "" if method.needs_no_teacher else teacher, seeds, "float32")
         self._start(spec, gpu, sampled=method.sampled)
 
     def results(self, method: str) -> dict[str, Any]:
@@ -214,7 +215,8 @@ def stories_text(teacher: Path, out: Path, case: Case) -> None:
     sample(teacher, None, everything, rows=case.sampled, tokens=case.row_tokens, batch=case.sample_batch, seed=0)
     rows = read_parquet(everything)
     validation, training = rows[::8], [row for place, row in enumerate(rows) if place % 8]
-    for name, content in ((TRAIN, training), (PART, training), (VALIDATION, validation)):
+    split = [prompted(tokenizer, row) for row in training]
+    for name, content in ((TRAIN, training), (PART, training), (PROMPTED, split), (VALIDATION, validation)):
         write_parquet(text / name, content, INSTRUCTION)
 
 
@@ -261,12 +263,16 @@ def main() -> None:
     parser.add_argument("--stored-seeds", type=int, default=1, help="of stored signals and of what they compare with")
     parser.add_argument("--steps", type=int, help="of a student, other than the case's")
     parser.add_argument("--teacher-steps", type=int)
+    parser.add_argument("--without", nargs="+", default=(), help="parts of names of methods to leave out")
+    parser.add_argument("--rate", type=float, help="of a student, other than the case's")
     parser.add_argument("--rates", type=float, nargs="+", default=(), help="only a sweep of learning rates")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at once, on each GPU")
     parser.add_argument("--gpus", type=int, choices=(1, 2), default=1)
     parser.add_argument("--second-after", type=float, default=0.0, help="seconds before the second GPU is used")
     parser.add_argument("--seconds", type=float, default=86_400.0, help="after which nothing goes on")
-    parser.add_argument("--kernel", choices=("torch", "triton"), default="torch")
+    parser.add_argument(
+        "--kernel", choices=("auto", "torch", "triton"), default="auto", help="of the trainings' losses"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
@@ -276,6 +282,8 @@ def main() -> None:
     method = start_method()
     case = CASES[options.case]
     changes: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
+    if options.rate is not None:
+        changes["student_entry"] = {**case.student_entry, "learning_rate": options.rate}
     if options.teacher_steps is not None:
         changes["teacher_entry"] = {**case.teacher_entry, "max_steps": options.teacher_steps}
     case = Case(**{**vars(case), **changes})
@@ -296,6 +304,7 @@ def main() -> None:
     if given:
         in_child(method, score, options.out / "score.log", options.teacher, lab).join()
     todo = sweep(options.rates) if options.rates else methods(case, options.seeds, options.stored_seeds)
+    todo = [method for method in todo if all(part not in method.name for part in options.without)]
     students = lab.make_students(1 if options.rates else options.seeds)
     print(f"trainings begin after {time.monotonic() - started:.0f} s, by {method}", flush=True)
     second = [started + options.second_after] if options.gpus == 2 else []

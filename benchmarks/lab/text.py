@@ -21,6 +21,8 @@ from distill.records import INSTRUCTION, read_parquet, write_parquet
 
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 TRAIN, PART, VALIDATION, TOKENIZER = "train.parquet", "part.parquet", "validation.parquet", "tokenizer"
+PROMPTED = "prompted.parquet"  # the part, of each passage the beginning as the question
+PROMPT_SHARE = 8  # of a passage one part in so many
 SHARE = 0.1  # of the text, at least, for validation
 PART_EVERY = 4  # of the training rows, for students
 VALIDATION_ROWS = 2000  # evenly spread over the held-out novels
@@ -55,6 +57,14 @@ def chat(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def prompted(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, Any]:
+    """A passage cut in two at the end of a token: the beginning is the question, the rest its answer."""
+    text = row["messages"][-1]["content"]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    cut = offsets[len(offsets) // PROMPT_SHARE][0]
+    return chat(text[:cut], text[cut:])
+
+
 def thin(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """At most `count` of the rows, evenly spread."""
     return list(rows) if len(rows) <= count else [rows[place * len(rows) // count] for place in range(count)]
@@ -78,6 +88,7 @@ def prepare(
     }
     rows[TRAIN], rows[VALIDATION] = thin(rows[TRAIN], max_rows), thin(rows[VALIDATION], VALIDATION_ROWS)
     rows[PART] = rows[TRAIN][::PART_EVERY]
+    rows[PROMPTED] = [prompted(tokenizer, row) for row in rows[PART]]
     for name, content in rows.items():
         write_parquet(out / name, content, INSTRUCTION)
     about = {

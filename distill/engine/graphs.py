@@ -2,7 +2,8 @@
 
 What is captured is the forward pass of every other step (`probe.forward`), on inputs at fixed addresses; the likeliest
 token of each row is part of it. Rows that a step does not need are sequences of one token in a block that nobody owns.
-Without a GPU a "replay" computes the same thing on the same inputs, which is what tests there run.
+Without a GPU a "replay" computes the same thing on the same inputs, which is what tests there run. Steps of short
+prompts alone are left to `prompt_graphs.py`.
 
 Inputs travel as one array of int64: for each row its token, where the token stands (there, or in a row of the step
 before, whose tokens only the device knows), position, length and slot; then the width of the block tables, and the
@@ -21,13 +22,14 @@ from transformers import PreTrainedModel
 
 from distill.engine.batch import PackedBatch, Placement, Work
 from distill.engine.buffers import Buffer
+from distill.engine.captures import Forward, captured, weight_addresses
 from distill.engine.kv_cache import PagedKVCache, blocks_for
+from distill.engine.prompt_graphs import PromptGraphs
 from distill.engine.tables import KernelTables
+from distill.engine.types import EngineConfig
 
 _LOG = logging.getLogger(__name__)
-Forward = Callable[[PackedBatch, torch.Tensor | None], torch.Tensor]  # logits of a batch's tokens, None: of all
 _FIELDS = 5
-_WARM_UPS = 2  # kernels are compiled, and libraries take their memory, before the capture
 
 
 def batch_buckets(max_batch: int) -> list[int]:
@@ -37,12 +39,20 @@ def batch_buckets(max_batch: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Computes steps in which every sequence decodes. `tokens` [max_batch] are the likeliest tokens of the last step's
-    rows; whoever samples others writes them there, as the next step may read them."""
+    """Computes steps in which every sequence decodes, or by `prompts` those of short prompts alone. `tokens` are the
+    likeliest tokens of the last step's rows, [max_batch]; whoever samples others writes them there, as the next step
+    may read them."""
 
     def __init__(
-        self, model: PreTrainedModel, forward: Forward, cache: PagedKVCache, *, max_batch: int, max_length: int
+        self,
+        model: PreTrainedModel,
+        forward: Forward,
+        cache: PagedKVCache,
+        config: EngineConfig,
+        *,
+        max_length: int,
     ) -> None:
+        max_batch = config.max_batch
         self._model = model
         self._compute = forward
         self._cache = cache
@@ -70,14 +80,18 @@ class DecodeGraphs:
         self._addresses: list[int] = []  # of the weights, when something was captured last
         self.failure: str | None = None  # why nothing can be captured
         self.capture_seconds = 0.0
+        limits = {"max_length": max_length, "most_tokens": config.prefill_tokens}
+        self.prompts = PromptGraphs(model, forward, cache, self.tokens, **limits, pool=self._pool)
 
     @property
     def num_captured(self) -> int:
         return len(self._replays)
 
     def takes(self, works: list[Work]) -> bool:
-        """Whether all of these decode, and want the logits of their one token."""
-        if self.failure is not None or len(works) > self._capacity or not works[-1].is_decode:
+        """Whether all of these decode, and want the logits of their one token; or `prompts` takes them."""
+        if not works[-1].is_decode:
+            return self.prompts.takes(works)
+        if self.failure is not None or len(works) > self._capacity:
             return False
         return all(work.samples and not work.sequence.is_scoring for work in works)
 
@@ -90,13 +104,16 @@ class DecodeGraphs:
 
     def check_weights(self) -> None:
         """Capture anew where the weights are not where they were. Values that change in place are read as they are."""
-        if self._weight_addresses() != self._addresses:
+        if weight_addresses(self._model) != self._addresses:
             self._replays.clear()
             self.failure = None
+        self.prompts.check_weights()
 
     def compute(self, works: list[Work]) -> torch.Tensor | None:
         """Logits of the works' tokens, [works, vocabulary], valid until the next step; None where nothing can be
         captured."""
+        if not works[-1].is_decode:
+            return self.prompts.compute(works)
         bucket = self._bucket(len(works))
         self.capture([bucket])
         if self.failure is not None:
@@ -141,28 +158,18 @@ class DecodeGraphs:
     def _capture(self, bucket: int) -> None:
         if self._pool is None:
             self._replays[bucket] = lambda: self._forward(bucket)
-            self._addresses = self._weight_addresses()
+            self._addresses = weight_addresses(self._model)
             return
         started = time.perf_counter()
         tokens = self.tokens.clone()
         self._fill([], bucket)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    self._forward(bucket)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                self._forward(bucket)
+            self._replays[bucket] = captured(lambda: self._forward(bucket), self._pool)
         except RuntimeError as error:  # an operation that waits for the device, as of some mixtures of experts
             self.failure = str(error).splitlines()[0]
             _LOG.warning("decode without CUDA graphs: %s", self.failure)
-        else:
-            self._replays[bucket] = graph.replay
-        torch.cuda.current_stream().wait_stream(stream)
         self.tokens.copy_(tokens)
-        self._addresses = self._weight_addresses()
+        self._addresses = weight_addresses(self._model)
         self.capture_seconds += time.perf_counter() - started
 
     def _forward(self, bucket: int) -> None:
@@ -183,6 +190,3 @@ class DecodeGraphs:
             self._logits = logits.new_empty(self._capacity, logits.shape[-1])
         self._logits[:bucket].copy_(logits)
         torch.argmax(logits, dim=-1, out=self.tokens[:bucket])
-
-    def _weight_addresses(self) -> list[int]:
-        return [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]

@@ -68,11 +68,12 @@ def forward(
 
 
 @torch.inference_mode()
-def fuse(model: PreTrainedModel, structure: Structure) -> Fusion | None:
-    """The fused form of the model's layers, if they have one and it gives the same logits."""
+def fuse(model: PreTrainedModel, structure: Structure, length: int) -> Fusion | None:
+    """The fused form of the model's layers for positions below `length`, if they have one and it gives the same
+    logits."""
     from distill.engine.fusion import Fusion  # Triton is not installed everywhere
 
-    fusion = Fusion(model, structure.windows)
+    fusion = Fusion(model, structure.windows, length)
     if not len(fusion):
         return None
     rows = torch.arange(sum(_LENGTHS), device=model.device)

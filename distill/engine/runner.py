@@ -62,10 +62,10 @@ class Engine:
             structures.append(inspect_model(draft.model, compare=config.probe))
         structure = structures[0]
         kernels = config.attention == "triton" and team is None
-        self._fusion = fuse(model, structure) if kernels and config.fused else None
+        self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
+        self._fusion = fuse(model, structure, self.max_model_len) if kernels and config.fused else None
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = eos_ids(model, tokenizer)
-        self.max_model_len = min(structure.max_length, config.max_model_len or structure.max_length)
         self.cache: PagedKVCache | None = None
         self.pool: BlockPool | None = None
         self.speculation: Speculation | None = None
@@ -77,8 +77,8 @@ class Engine:
             self.cache, self.pool, self._prefix, tables = paging.cache, paging.pool, paging.prefix, paging.tables
             self.max_model_len = paging.max_length
             if paging.has_spare_block:
-                limits = {"max_batch": config.max_batch, "max_length": self.max_model_len}
-                self.graphs = DecodeGraphs(model, partial(forward, model, fusion=self._fusion), self.cache, **limits)
+                compute = partial(forward, model, fusion=self._fusion)
+                self.graphs = DecodeGraphs(model, compute, self.cache, config, max_length=self.max_model_len)
             if draft is not None:
                 longest, vocab = structures[1].max_length, self.vocab_size
                 drafter = Drafter(draft.model, others[0], config, max_length=longest, target_vocab=vocab)

@@ -25,8 +25,8 @@ class EngineConfig:
     max_model_len: int | None = None  # prompt + completion; default: the model's own context
     prefix_cache: bool = True  # reuse full blocks of earlier and other requests that begin with the same tokens
     attention: Literal["auto", "torch", "triton"] = "auto"  # triton: kernels for CUDA, taken there where they can be
-    fused: bool = True  # with triton: layers of Llama's build take ten launches each (see `fusion.py`)
-    cuda_graphs: bool = True  # with triton: steps of pure decode are captured and replayed
+    fused: bool = True  # with triton: layers of Llama's build take eight launches each (see `fusion.py`)
+    cuda_graphs: bool = True  # with triton: steps of pure decode, and of short prompts, are captured and replayed
     capture_at_start: bool = False  # all batch sizes, instead of each when it comes up
     overlap: bool | None = None  # launch the next step before the present one's tokens are read; None: on CUDA
     use_kv_cache: bool = True  # off: every step recomputes whole sequences (same text, slower)

@@ -59,12 +59,14 @@ def rotate_and_store(
     *,
     query_heads: int,
     norms: tuple[torch.Tensor, torch.Tensor, float] | None = None,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotary positions (Su et al., 2021; halves turned against each other) of queries and keys; keys and values go to
     the cache at `slots` [T] = block x S + offset, nowhere where that is negative.
 
     qkv [T, (H + 2 K) D], cos and sin [T, D], keys and values [N, K, S, D] -> queries [T, H, D]. `norms`: weights [D] of
-    the RMSNorm of each query and key head before the turn, and its epsilon.
+    the RMSNorm of each query and key head before the turn, and its epsilon. `positions`, int64 [T]: the rows of cos and
+    sin that the tokens take, where those are tables.
     """
     tokens = qkv.shape[0]
     _, kv_heads, size, dim = keys.shape
@@ -75,6 +77,7 @@ def rotate_and_store(
         qkv,
         cos,
         sin,
+        slots if positions is None else positions,
         slots,
         query,
         keys,
@@ -90,6 +93,7 @@ def rotate_and_store(
         SIZE=size,
         HEADS=_HEADS,
         HAS_NORM=norms is not None,
+        BY_POSITION=positions is not None,
         EARLY=early,
         num_warps=2,
         launch_pdl=early,

@@ -48,11 +48,12 @@ def _turned(near, far, cos, sin, like):
     return (_rounded(near * cos, like) + _rounded(far * sin, like)).to(like.dtype.element_ty)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "slots"])
 def rotate_and_store_kernel(
     qkv,
     cos,
     sin,
+    positions,
     slots,
     query,
     keys,
@@ -68,6 +69,7 @@ def rotate_and_store_kernel(
     SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    BY_POSITION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """A token and HEADS of its heads a program; with n the optional norm, q and k become n(x) cos + half-turned n(x)
@@ -96,6 +98,8 @@ def rotate_and_store_kernel(
         low = _rounded(_rounded(low / length, query) * low_weight, query)
         high = _rounded(_rounded(high / length, query) * high_weight, query)
     angle = token * 2 * HALF + columns
+    if BY_POSITION:
+        angle = tl.load(positions + token) * 2 * HALF + columns
     cos_low = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)[None, :]
     cos_high = tl.load(cos + angle + HALF, mask=inside, other=0.0).to(tl.float32)[None, :]
     sin_low = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)[None, :]

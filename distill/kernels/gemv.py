@@ -15,6 +15,7 @@ from distill.kernels.early import may_begin_early
 from distill.kernels.gemv_kernels import gated_gemv_kernel, gemv_kernel
 
 _MOST_ROWS = 4
+_NARROW = 2048  # inputs that every program can norm for itself
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,21 @@ class Launch:
 def pays(x: torch.Tensor) -> bool:
     """Whether these products beat a matrix product and the kernels around it, for x [M, I] (`benchmarks/gemv.py`): for
     few rows, and where they are so narrow that every program can norm them for itself."""
-    return len(x) <= 2 and x.shape[1] <= 2048
+    return len(x) <= 2 and x.shape[1] <= _NARROW
 
 
-def plan(rows: int, width: int, device: torch.device) -> Launch:
-    """The launch for x of [rows, width], as `benchmarks/gemv.py` found it."""
+def pays_apart(x: torch.Tensor) -> bool:
+    """Whether they do with the norm in a launch of its own: for one row of any width."""
+    return len(x) == 1
+
+
+def plan(rows: int, width: int, outputs: int, device: torch.device) -> Launch:
+    """The launch for x of [rows, width] and so many outputs, as `benchmarks/gemv.py` found it."""
     assert rows <= _MOST_ROWS
-    inputs = min(1024 // triton.next_power_of_2(rows), triton.next_power_of_2(width))
-    return Launch(2, inputs, 4, may_begin_early(device))
+    more, early = triton.next_power_of_2(rows), may_begin_early(device)
+    if min(width, outputs) > _NARROW:
+        return Launch(8 if outputs > width else 4, 512 // more, 4, early)
+    return Launch(2, min(1024 // more, triton.next_power_of_2(width)), 4, early)
 
 
 def gemv(
@@ -53,7 +61,7 @@ def gemv(
     """x [M, I], weight [O, I], bias [O] -> x W^T + bias, [M, O]; added to `out` [M, O] where that is given. `norm` is
     weight [I] and epsilon of the RMSNorm that x goes through first."""
     rows, width = x.shape
-    launch = launch or plan(rows, width, x.device)
+    launch = launch or plan(rows, width, len(weight), x.device)
     target = torch.empty(rows, len(weight), dtype=x.dtype, device=x.device) if out is None else out
     norm_weight, eps = norm or (x, 0.0)
     gemv_kernel[(triton.cdiv(len(weight), launch.outputs),)](
@@ -72,6 +80,7 @@ def gemv(
         OUT_BLOCK=launch.outputs,
         BLOCK=launch.inputs,
         STEPS=triton.cdiv(width, launch.inputs),
+        UNROLL=max(1, min(4, triton.cdiv(width, launch.inputs) - 1)),
         HAS_BIAS=bias is not None,
         HAS_NORM=norm is not None,
         ADDS=out is not None,
@@ -83,19 +92,25 @@ def gemv(
 
 
 def gated_gemv(
-    x: torch.Tensor, weight: torch.Tensor, *, norm: tuple[torch.Tensor, float], launch: Launch | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    norm: tuple[torch.Tensor, float] | None = None,
+    launch: Launch | None = None,
 ) -> torch.Tensor:
-    """x [M, I], weight [2 O, I] of gate and up -> silu(n(x) W_gate^T) * (n(x) W_up^T) with n the RMSNorm, [M, O]."""
+    """x [M, I], weight [2 O, I] of gate and up -> silu(n(x) W_gate^T) * (n(x) W_up^T), [M, O]; n is the RMSNorm where
+    `norm` is given, and nothing else."""
     rows, width = x.shape
-    launch = launch or plan(rows, width, x.device)
+    norm_weight, eps = norm or (x, 0.0)
     outputs = len(weight) // 2
+    launch = launch or plan(rows, width, outputs, x.device)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     gated_gemv_kernel[(triton.cdiv(outputs, launch.outputs),)](
         x,
         weight,
-        norm[0],
+        norm_weight,
         out,
-        norm[1],
+        eps,
         x.stride(0),
         OUT=outputs,
         WIDTH=width,
@@ -104,6 +119,8 @@ def gated_gemv(
         OUT_BLOCK=launch.outputs,
         BLOCK=launch.inputs,
         STEPS=triton.cdiv(width, launch.inputs),
+        UNROLL=max(1, min(4, triton.cdiv(width, launch.inputs) - 1)),
+        HAS_NORM=norm is not None,
         EARLY=launch.early,
         num_warps=launch.warps,
         launch_pdl=launch.early,

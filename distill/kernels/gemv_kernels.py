@@ -75,6 +75,7 @@ def gemv_kernel(
     OUT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
+    UNROLL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ADDS: tl.constexpr,
@@ -91,7 +92,7 @@ def gemv_kernel(
     if HAS_NORM:
         lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
     sums = _products(_inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, HAS_NORM), weights)
-    for step in tl.static_range(1, STEPS):
+    for step in tl.range(1, STEPS, loop_unroll_factor=UNROLL):
         later = step * BLOCK + columns
         weights = _weights(weight, outputs, later, OUT, WIDTH)
         sums += _products(_inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, HAS_NORM), weights)
@@ -121,6 +122,8 @@ def gated_gemv_kernel(
     OUT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """out = silu(norm(x) W_gate^T) * (norm(x) W_up^T); `weight` holds the OUT rows of gate, then those of up."""
@@ -132,14 +135,16 @@ def gated_gemv_kernel(
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
-    lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
-    values = _inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, True)
+    lengths = tl.zeros([ROWS, 1], tl.float32)
+    if HAS_NORM:
+        lengths = _inverse_lengths(x, x_row, eps, ROWS, M, WIDTH, BLOCK)
+    values = _inputs(x, x_row, norm, lengths, columns, ROWS, M, WIDTH, HAS_NORM)
     gate_sums, up_sums = _products(values, gate_weights), _products(values, up_weights)
-    for step in tl.static_range(1, STEPS):
+    for step in tl.range(1, STEPS, loop_unroll_factor=UNROLL):
         later = step * BLOCK + columns
         gate_weights = _weights(weight, outputs, later, OUT, WIDTH)
         up_weights = _weights(upper, outputs, later, OUT, WIDTH)
-        values = _inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, True)
+        values = _inputs(x, x_row, norm, lengths, later, ROWS, M, WIDTH, HAS_NORM)
         gate_sums += _products(values, gate_weights)
         up_sums += _products(values, up_weights)
     gate, up = _rounded(tl.sum(gate_sums, 2), out), _rounded(tl.sum(up_sums, 2), out)

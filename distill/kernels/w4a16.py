@@ -138,17 +138,26 @@ class PackedLinear(nn.Module):
         else:
             self._on_gpu(x if self.order is None else x.index_select(1, self.order), out)
 
+    def gated(self, x: Tensor) -> Tensor:
+        """silu of the first half of the outputs times the second, for x (N, I): (N, O / 2), in one launch on a GPU
+        where halves are whole slabs."""
+        if self.arrived is None or self.out_features % 32:
+            first, second = self(x).chunk(2, -1)
+            return nn.functional.silu(first) * second
+        return self._on_gpu(x if self.order is None else x.index_select(1, self.order), gated=True)
+
     def _on_cpu(self, rows: Tensor) -> Tensor:
         out = torch._weight_int4pack_mm_for_cpu(rows.to(torch.bfloat16), self.packed, self.group_size, self.grid)
         out = out.to(rows.dtype)
         return out if self.bias is None else out.add_(self.bias)
 
-    def _on_gpu(self, rows: Tensor, add_to: Tensor | None = None) -> Tensor:
+    def _on_gpu(self, rows: Tensor, add_to: Tensor | None = None, *, gated: bool = False) -> Tensor:
         from distill.kernels.w4a16_product import product
 
         assert self.arrived is not None
         narrow = rows if rows.dtype in (torch.float16, torch.bfloat16) else rows.to(torch.bfloat16)
-        return product(narrow, self.packed, self.grid, self.arrived, self.form, self.bias, rows.dtype, add_to)
+        weight = (self.packed, self.grid, self.arrived, self.form, self.bias)
+        return product(narrow, *weight, rows.dtype, add_to, gated=gated)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}"

@@ -6,6 +6,7 @@ Legend: O outputs, I inputs, N rows of x, T tiles of 128 inputs; a program has S
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def _unpacking(kind: str, exponent: str, one: str) -> str:
@@ -55,26 +56,38 @@ def _nibbles(words, offset, FAST: tl.constexpr):
 
 
 @triton.jit
-def _words(packed, first_slab, tile, num_slabs, num_tiles, SLABS: tl.constexpr):
+def _places(first, end, COUNT: tl.constexpr, GATED: tl.constexpr):
+    """COUNT numbers from `first` on; GATED: half of them, and as many from `end` / 2 + `first` on. And which of them
+    are below `end`, or below half of it."""
+    count = tl.arange(0, COUNT)
+    if GATED:
+        own = first + count % (COUNT // 2)
+        return own + (count // (COUNT // 2)) * (end // 2), own < end // 2
+    return first + count, first + count < end
+
+
+@triton.jit
+def _words(packed, first_slab, tile, num_slabs, num_tiles, SLABS: tl.constexpr, GATED: tl.constexpr):
     """[16 SLABS, 16] int32: the words of these slabs in one tile; nibble j of column k is input 16 j + k. Undoes the
     order of `fragments` by naming, not by moving."""
-    slab, half, place = tl.arange(0, SLABS), tl.arange(0, 2), tl.arange(0, 128)
+    slab, inside = _places(first_slab, num_slabs, SLABS, GATED)
+    half, place = tl.arange(0, 2), tl.arange(0, 128)
     base = packed + (first_slab.to(tl.int64) * num_tiles + tile) * 256
-    offsets = slab[:, None, None] * (num_tiles * 256) + half[None, :, None] * 128 + place[None, None, :]
-    words = tl.load(base + offsets, mask=(first_slab + slab < num_slabs)[:, None, None], other=0)
+    offsets = (slab - first_slab)[:, None, None] * (num_tiles * 256) + half[None, :, None] * 128 + place[None, None, :]
+    words = tl.load(base + offsets, mask=inside[:, None, None], other=0)
     words = tl.permute(tl.reshape(words, (SLABS, 2, 8, 4, 2, 2)), (0, 4, 2, 1, 3, 5))
     return tl.reshape(words, (SLABS * 16, 16))
 
 
 @triton.jit
-def _codes(packed, first_slab, tile, num_slabs, num_tiles, SLABS: tl.constexpr, BITS: tl.constexpr,
-           DTYPE: tl.constexpr, FAST: tl.constexpr):  # fmt: skip
+def _codes(packed, first_slab, tile, num_slabs, num_tiles, SLABS: tl.constexpr, GATED: tl.constexpr,
+           BITS: tl.constexpr, DTYPE: tl.constexpr, FAST: tl.constexpr):  # fmt: skip
     """Eight [16 SLABS, 16]: signed codes, exactly."""
     base: tl.constexpr = 1024.0 if tl.float16 == DTYPE else 128.0
     middle = tl.full([1, 1], -base - 8.0, tl.float32).to(DTYPE)
-    low = _words(packed, first_slab, tile, num_slabs, num_tiles, SLABS)
+    low = _words(packed, first_slab, tile, num_slabs, num_tiles, SLABS, GATED)
     if BITS == 8:
-        high = _words(packed + num_slabs * num_tiles * 256, first_slab, tile, num_slabs, num_tiles, SLABS)
+        high = _words(packed + num_slabs * num_tiles * 256, first_slab, tile, num_slabs, num_tiles, SLABS, GATED)
         a, b = _nibbles(low, tl.full([1, 1], -base, tl.float32).to(DTYPE), FAST), _nibbles(high, middle, FAST)
         return (
             b[0] * 16.0 + a[0], b[1] * 16.0 + a[1], b[2] * 16.0 + a[2], b[3] * 16.0 + a[3],
@@ -136,27 +149,35 @@ def product_kernel(
     HALF_SCALES: tl.constexpr,
     WHOLE: tl.constexpr,
     SCALED: tl.constexpr,
+    GATED: tl.constexpr,
+    EARLY: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """out = x W^T + bias, or out += it. A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the
-    sums of a group, exactly, or (SCALED) each weight, rounded to x's type: then sums go on through all groups, and
-    products of one tile run while the next is unpacked. With several programs along I, `splits`, the last one to
-    arrive adds up what all have left in `partial`, always in the same order, and leaves `arrived` at zero again."""
+    """out = x W^T + bias, or out += it, or (GATED) silu of its first half of outputs times the second; such a program
+    has outputs of both. EARLY: the next kernel may begin when the sums are made.
+    A group of inputs is a PARTSth of a tile, or GROUP_TILES tiles. Scales meet the sums of a group, exactly, or
+    (SCALED) each weight, rounded to x's type: then sums go on through all groups, and products of one tile run while
+    the next is unpacked. With several programs along I, `splits`, the last one to arrive adds up what all have left in
+    `partial`, always in the same order, and leaves `arrived` at zero again."""
+    if EARLY:
+        gdc_wait()
     block, split, strip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BO: tl.constexpr = SLABS * 16
     WIDTH: tl.constexpr = 128 // PARTS
-    outputs, rows, inputs = block * BO + tl.arange(0, BO), strip * BN + tl.arange(0, BN), tl.arange(0, WIDTH)
+    SHARE: tl.constexpr = SLABS // 2 if GATED else SLABS
+    outputs, in_slabs = _places(block * (SHARE * 16), num_slabs * 16, BO, GATED)
+    rows, inputs = strip * BN + tl.arange(0, BN), tl.arange(0, WIDTH)
     x_part = x + rows.to(tl.int64)[:, None] * x_row + inputs[None, :]
     row_mask = (rows < num_rows)[:, None]
     padded = num_slabs * 16
     acc = tl.zeros([BO, BN], tl.float32)
     first, last = split * num_tiles // splits, (split + 1) * num_tiles // splits
     for tile in tl.range(first, last, num_stages=STAGES):
-        codes = _codes(packed, block * SLABS, tile, num_slabs, num_tiles, SLABS, BITS, x.dtype.element_ty, FAST)
+        codes = _codes(packed, block * SHARE, tile, num_slabs, num_tiles, SLABS, GATED, BITS, x.dtype.element_ty, FAST)
         for part in tl.static_range(PARTS):
             first_input = tile * 128 + part * WIDTH
             group = tile * PARTS + part if PARTS > 1 else tile // GROUP_TILES
-            inside = outputs < padded if WHOLE else (outputs < padded) & (first_input < num_inputs)
+            inside = in_slabs if WHOLE else in_slabs & (first_input < num_inputs)
             cell = tl.load(grid + group * padded + outputs, mask=inside, other=0)
             mask = row_mask if WHOLE else row_mask & (first_input + inputs < num_inputs)[None, :]
             numbers = tl.load(x_part + first_input, mask=mask, other=0.0)
@@ -168,7 +189,9 @@ def product_kernel(
                 acc = tl.dot((weights * scale.to(weights.dtype)).to(weights.dtype), tl.trans(numbers), acc)
             else:
                 acc += tl.dot(weights, tl.trans(numbers)) * scale
-    valid = (outputs < num_outputs)[:, None] & (rows < num_rows)[None, :]
+    if EARLY:
+        gdc_launch_dependents()
+    valid = (in_slabs & (outputs < num_outputs))[:, None] & (rows < num_rows)[None, :]
     where = rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
     if HAS_SPLITS:
         tl.store(partial + split.to(tl.int64) * num_rows * num_outputs + where, acc, mask=valid)
@@ -183,10 +206,20 @@ def product_kernel(
             place += num_rows * num_outputs
         tl.store(counter, 0)
     if HAS_BIAS:
-        acc += tl.load(bias + outputs, mask=outputs < num_outputs, other=0.0).to(tl.float32)[:, None]
-    if ADDS:
-        acc = acc.to(out.dtype.element_ty).to(tl.float32) + tl.load(out + where, mask=valid, other=0.0).to(tl.float32)
-    tl.store(out + where, acc.to(out.dtype.element_ty), mask=valid)
+        acc += tl.load(bias + outputs, mask=in_slabs & (outputs < num_outputs), other=0.0).to(tl.float32)[:, None]
+    if GATED:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, BO // 2, BN)), (1, 2, 0)))
+        gate, up = gate.to(out.dtype.element_ty).to(tl.float32), up.to(out.dtype.element_ty).to(tl.float32)
+        active = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
+        own = block * (BO // 2) + tl.arange(0, BO // 2)
+        there = rows.to(tl.int64)[None, :] * (num_outputs // 2) + own[:, None]
+        within = (own < num_outputs // 2)[:, None] & (rows < num_rows)[None, :]
+        tl.store(out + there, (active * up).to(out.dtype.element_ty), mask=within)
+    else:
+        if ADDS:
+            before = tl.load(out + where, mask=valid, other=0.0).to(tl.float32)
+            acc = acc.to(out.dtype.element_ty).to(tl.float32) + before
+        tl.store(out + where, acc.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -209,7 +242,7 @@ def dense_kernel(
     block, tile = tl.program_id(0), tl.program_id(1)
     ROWS: tl.constexpr = SLABS * 16
     outputs, inputs = block * ROWS + tl.arange(0, ROWS), tile * 128 + tl.arange(0, 128)
-    codes = _codes(packed, block * SLABS, tile, num_slabs, num_tiles, SLABS, BITS, out.dtype.element_ty, FAST)
+    codes = _codes(packed, block * SLABS, tile, num_slabs, num_tiles, SLABS, False, BITS, out.dtype.element_ty, FAST)
     valid = (outputs < num_outputs)[:, None] & (inputs < num_inputs)[None, :]
     cell = tl.load(grid + (inputs // GROUP)[None, :] * num_slabs * 16 + outputs[:, None], mask=valid, other=0)
     weights = _beside(codes, 0, 8, ROWS).to(tl.float32)

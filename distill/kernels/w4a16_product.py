@@ -15,11 +15,14 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from distill.kernels.early import may_begin_early
+from distill.kernels.fused import silu_mul
 from distill.kernels.w4a16_kernels import dense_kernel, product_kernel
 from distill.kernels.w4a16_launches import KINDS, PROCESSORS, Kind
 from distill.kernels.w4a16_layout import SLAB, TILE, cells, fragments
 
 MOST_ROWS = 256
+_FEWEST_TILES = 7  # of a program that has others beside it
 _FAST = os.environ.get("TRITON_INTERPRET") != "1"
 
 
@@ -71,19 +74,25 @@ def product(
     bias: Tensor | None,
     dtype: torch.dtype,
     add_to: Tensor | None = None,
+    *,
+    gated: bool = False,
 ) -> Tensor:
-    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`; added to `add_to` (N, O) where given."""
+    """x (N, I) in float16 or bfloat16 -> x W^T + bias (N, O) in `dtype`; added to `add_to` (N, O) where given; `gated`:
+    silu of its first half of outputs times the second (N, O / 2), halves that are whole slabs."""
     if x.shape[0] > MOST_ROWS:
         made = F.linear(x, dense(words, grid, form, x.dtype), None if bias is None else bias.to(x.dtype)).to(dtype)
+        if gated:
+            return silu_mul(*made.chunk(2, -1))
         return made if add_to is None else add_to.add_(made)
     width = max(16, min(max(KINDS), triton.next_power_of_2(x.shape[0])))
-    return launch_product(x, words, grid, arrived, form, bias, dtype, width, KINDS[width], add_to)
+    return launch_product(x, words, grid, arrived, form, bias, dtype, width, KINDS[width], add_to, gated=gated)
 
 
 def num_splits(rows: int, form: Form, width: int, kind: Kind) -> int:
-    """Programs along the inputs, so that each multiprocessor has as many as it shall, with 4 tiles at least."""
+    """Programs along the inputs, so that each multiprocessor has as many as it shall, with a few tiles at least: with
+    fewer, small layers were slower (2 and 3 programs in `benchmarks/results/w4a16-sweep_h200_2026-11-29.json`)."""
     blocks = triton.cdiv(form.slabs, kind.slabs) * triton.cdiv(rows, width)
-    return max(1, min(form.tiles // 4, kind.programs * PROCESSORS // blocks))
+    return max(1, min(form.tiles // _FEWEST_TILES, kind.programs * PROCESSORS // blocks))
 
 
 def launch_product(
@@ -97,15 +106,20 @@ def launch_product(
     width: int,
     how: Kind,
     add_to: Tensor | None = None,
+    *,
+    gated: bool = False,
 ) -> Tensor:
     """`product` by the kernel, with `width` rows a program and launched as told."""
     rows = x.shape[0]
     assert x.stride(1) == 1
-    out = torch.empty(rows, form.outputs, dtype=dtype, device=x.device) if add_to is None else add_to
+    assert not gated or (add_to is None and form.outputs % (2 * SLAB) == 0 and how.slabs > 1)
+    outputs = form.outputs // 2 if gated else form.outputs
+    out = torch.empty(rows, outputs, dtype=dtype, device=x.device) if add_to is None else add_to
     assert out.is_contiguous()
     partial, splits = out, num_splits(rows, form, width, how)
     if splits > 1:
         partial = torch.empty(splits, rows, form.outputs, dtype=torch.float32, device=x.device)
+    early = how.early and may_begin_early(x.device)
     programs = (triton.cdiv(form.slabs, how.slabs), splits, triton.cdiv(rows, width))
     assert programs[0] * programs[2] <= arrived.numel()
     product_kernel[programs](
@@ -136,8 +150,11 @@ def launch_product(
         HALF_SCALES=form.has_half_scales,
         WHOLE=form.inputs % TILE == 0,
         SCALED=how.scaled,
+        GATED=gated,
+        EARLY=early,
         FAST=_FAST,
         num_warps=how.warps,
+        launch_pdl=early,
     )
     return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +42,20 @@ def encode_completion(
     labels fall beyond `max_length` they are all -100; the caller drops the row. Raises DataError for a chat without
     an assistant turn or that the template refuses.
     """
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise DataError("a chat has no assistant turn to train on", remedy="drop the row or give it an answer")
-    ids, spans = _ids_and_spans(tokenizer, messages, turns)
-    eos = tokenizer.eos_token_id
-    labels = [IGNORED] * len(ids)
-    for begin, end in spans:
-        stop = _after_end_of_turn(tokenizer, ids, begin, end)
-        labels[begin:stop] = ids[begin:stop]
-    if turns[-1] == len(messages) - 1 and eos is not None and not _stops(tokenizer, ids, *spans[-1]):
-        begin, end = spans[-1]
-        ids, labels = [*ids[:end], eos], [*labels[:end], eos]
-    return ids[:max_length], labels[:max_length]
+    return encode_completions(tokenizer, [messages], max_length)[0]
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Message]], max_length: int
+) -> list[tuple[list[int], list[int]]]:
+    """`encode_completion` of each chat. Their texts are tokenised in one call, for which fast tokenizers take all cores
+    (where TOKENIZERS_PARALLELISM does not forbid it)."""
+    rendered = [_rendered(tokenizer, chat) for chat in chats]
+    texts = list(dict.fromkeys(text for chat in rendered for text in chat.texts))
+    tokens: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    known = {text: _single_bos(tokenizer, ids) for text, ids in zip(texts, tokens, strict=True)}
+    special = frozenset(tokenizer.all_special_ids)
+    return [_labelled(tokenizer, chat, known, special, max_length) for chat in rendered]
 
 
 def encode_preference(
@@ -79,37 +80,78 @@ def encode_preference(
     return Preference(sides[0][:start], sides[0][start:], sides[1][start:])
 
 
+@dataclass(frozen=True)
+class _Rendered:
+    """A chat as text; of each assistant turn, by its index, the text before it and the text through its end."""
+
+    messages: Sequence[Message]
+    whole: str
+    turns: dict[int, tuple[str, str]]
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.whole, *(text for pair in self.turns.values() for text in pair)]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> _Rendered:
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise DataError("a chat has no assistant turn to train on", remedy="drop the row or give it an answer")
+    whole = _text(tokenizer, messages, False)
+    pairs = {}
+    for index in turns:
+        before = _text(tokenizer, messages[:index], True)
+        through = whole if index == len(messages) - 1 else _text(tokenizer, messages[: index + 1], False)
+        pairs[index] = before, through
+    return _Rendered(messages, whole, pairs)
+
+
+def _labelled(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: _Rendered,
+    known: Mapping[str, list[int]],
+    special: frozenset[int],
+    max_length: int,
+) -> tuple[list[int], list[int]]:
+    """See `encode_completion`; `known` has the tokens of the chat's texts."""
+    ids, spans = _ids_and_spans(tokenizer, chat, known)
+    eos = tokenizer.eos_token_id
+    labels = [IGNORED] * len(ids)
+    for begin, end in spans:
+        stop = _after_end_of_turn(tokenizer, ids, begin, end, special)
+        labels[begin:stop] = ids[begin:stop]
+    begin, end = spans[-1]
+    is_open = max(chat.turns) == len(chat.messages) - 1 and eos is not None
+    if is_open and not _stops(tokenizer, ids, begin, end, special):
+        ids, labels = [*ids[:end], eos], [*labels[:end], eos]
+    return ids[:max_length], labels[:max_length]
+
+
 def _ids_and_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turns: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, chat: _Rendered, known: Mapping[str, list[int]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of the whole chat and the half-open token span of each assistant turn."""
-    ids = render(tokenizer, messages, add_generation_prompt=False)
+    ids = known[chat.whole]
     spans = []
-    for index in turns:
-        before = render(tokenizer, messages[:index], add_generation_prompt=True)
-        through = ids if index == len(messages) - 1 else render(tokenizer, messages[: index + 1], False)
+    for before, through in ((known[before], known[through]) for before, through in chat.turns.values()):
         if ids[: len(before)] != before or ids[: len(through)] != through:
-            return _by_segments(tokenizer, messages, turns)
+            return _by_segments(tokenizer, chat)
         spans.append((len(before), len(through)))
     return ids, spans
 
 
-def _by_segments(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turns: Sequence[int]
-) -> tuple[list[int], list[tuple[int, int]]]:
+def _by_segments(tokenizer: PreTrainedTokenizerBase, chat: _Rendered) -> tuple[list[int], list[tuple[int, int]]]:
     """For tokens that merge across the end of a prompt: tokenise prompt and turn apart, as generation would see them.
 
     Where even the text of the prompt is no prefix of the whole (templates that rewrite history), the template's own
     {% generation %} marks decide.
     """
-    whole = _text(tokenizer, messages, False)
+    whole = chat.whole
     ids: list[int] = []
     spans, position = [], 0
-    for index in turns:
-        before = _text(tokenizer, messages[:index], True)
-        through = _text(tokenizer, messages[: index + 1], False)
+    for before, through in chat.turns.values():
         if not whole.startswith(before) or not whole.startswith(through) or not position <= len(before) <= len(through):
-            return _by_generation_marks(tokenizer, messages)
+            return _by_generation_marks(tokenizer, chat.messages)
         ids += _tokens(tokenizer, whole[position : len(before)])
         begin = len(ids)
         ids += _tokens(tokenizer, whole[len(before) : len(through)])
@@ -138,9 +180,10 @@ def _by_generation_marks(
     return ids, spans
 
 
-def _after_end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], begin: int, end: int) -> int:
+def _after_end_of_turn(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], begin: int, end: int, special: frozenset[int]
+) -> int:
     """Where training of a turn stops: after its end-of-turn token, which templates often follow by a newline."""
-    special = set(tokenizer.all_special_ids)
     for index in range(end - 1, begin - 1, -1):
         if ids[index] in special:
             rest = tokenizer.decode(ids[index + 1 : end])
@@ -148,10 +191,10 @@ def _after_end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], begin
     return end
 
 
-def _stops(tokenizer: PreTrainedTokenizerBase, ids: list[int], begin: int, end: int) -> bool:
+def _stops(tokenizer: PreTrainedTokenizerBase, ids: list[int], begin: int, end: int, special: frozenset[int]) -> bool:
     """Whether a turn's last visible token is a special one, which is how chat models end a turn."""
-    last = _after_end_of_turn(tokenizer, ids, begin, end) - 1
-    return last >= begin and ids[last] in set(tokenizer.all_special_ids)
+    last = _after_end_of_turn(tokenizer, ids, begin, end, special) - 1
+    return last >= begin and ids[last] in special
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ Form = Literal["torch", "triton"]
 ChunkLoss = Callable[[Tensor, LogitMap, Tensor | None, LogitMap, Tensor, Objective], Tensor]
 CHUNK_TOKENS = 1024
 _CHUNK_TOKENS = {"cpu": 256, "torch": CHUNK_TOKENS, "triton": 2 * CHUNK_TOKENS}
+_WIDE = 1 << 17  # student rows for which those are measured; with fewer a GPU gets as many more tokens at once
 _LOGITS_BYTES = 0.8 * 2**30  # of both buffers, beyond which the teacher's is a quarter of the student's and not a half
 _LOW_PRECISION_SUMS = 4  # chunks whose head gradients may be summed in the head's own 16 bits
 
@@ -129,7 +130,7 @@ def head_loss(
         assert teacher_NK is not None
         teacher_hidden = teacher_NK.detach().index_select(0, scored)
     if chunk_tokens is None:
-        chunk_tokens = _CHUNK_TOKENS["cpu" if student_NH.device.type == "cpu" and form == "torch" else form]
+        chunk_tokens = _suitable_chunk(student_NH.device, form, student.weight.shape[0])
     loss, metrics = _HeadLoss.apply(
         student_NH.index_select(0, scored),
         student.weight,
@@ -144,6 +145,13 @@ def head_loss(
         form,
     )
     return LossSums(loss, *metrics.unbind())
+
+
+def _suitable_chunk(device: torch.device, form: Form, rows: int) -> int:
+    """Tokens whose logits exist at once, with a student's head of so many rows."""
+    if device.type == "cpu":
+        return _CHUNK_TOKENS["cpu" if form == "torch" else form]
+    return _CHUNK_TOKENS[form] * max(1, _WIDE // rows)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -151,8 +151,7 @@ def _divergence_and_slope(
     """Divergence [C] and T times its derivative by the student's logits [C, R]."""
     log_q_CR = torch.log_softmax(student_CR / objective.temperature, dim=-1)
     count = log_q_CR.shape[0]
-    sizes = targets.offsets.diff().to(log_q_CR.device)
-    token_E = torch.repeat_interleave(torch.arange(count, device=sizes.device), sizes)
+    token_E = _tokens_of(targets)
     log_p_E, at = targets.logprobs_E.to(log_q_CR.dtype), (token_E, targets.ids_E)
     log_q_E = log_q_CR[at]
     slope_CR = log_q_CR.exp_()
@@ -229,10 +228,16 @@ def _smallest(log_p_E: Tensor, token_E: Tensor, count: int) -> Tensor:
 
 def _first_ids(targets: SparseTargets) -> Tensor:
     """The likeliest kept id of each token (of equally likely ones the largest), -1 where none is kept."""
-    sizes = targets.offsets.diff().to(targets.ids_E.device)
-    token_E = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    largest = targets.logprobs_E.new_full((len(sizes),), -math.inf)
+    token_E = _tokens_of(targets)
+    largest = targets.logprobs_E.new_full((len(targets),), -math.inf)
     largest.scatter_reduce_(0, token_E, targets.logprobs_E, "amax")
-    first = targets.logprobs_E == largest[token_E]
-    found = torch.full((len(sizes),), -1, dtype=torch.long, device=sizes.device)
-    return found.scatter_reduce_(0, token_E[first], targets.ids_E[first], "amax")
+    likeliest = torch.where(targets.logprobs_E == largest[token_E], targets.ids_E, -1)
+    found = torch.full((len(targets),), -1, dtype=torch.long, device=token_E.device)
+    return found.scatter_reduce_(0, token_E, likeliest, "amax")
+
+
+def _tokens_of(targets: SparseTargets) -> Tensor:
+    """The token of each entry, on the entries' device, which is not waited for."""
+    sizes = targets.offsets.diff().to(targets.ids_E.device, non_blocking=True)
+    tokens = torch.arange(len(targets), device=sizes.device)
+    return torch.repeat_interleave(tokens, sizes, output_size=len(targets.ids_E))

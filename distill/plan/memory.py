@@ -21,7 +21,9 @@ from distill.recipe.train import (
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _FP32 = 4
-CHUNK_TOKENS = 1024  # tokens whose logits the loss head holds at once where the recipe leaves it open, at most
+# Logits that the loss head holds at once where the recipe leaves it open: of 1,024 tokens, or of more where the
+# vocabulary is smaller than this
+CHUNK_TOKENS, CHUNK_VOCABULARY = 1024, 1 << 17
 _NF4_BLOCK = 64  # weights that share a scale in bitsandbytes
 _NF4_SCALES_BLOCK = 256  # scales that share a second scale under double quantization
 
@@ -141,13 +143,13 @@ class _Pass:
     chunk_tokens: int | None
 
 
-def _pass_of(entry: Entry) -> _Pass:
+def _pass_of(entry: Entry, vocab: int) -> _Pass:
     if isinstance(entry, LmEntry):
         return _Pass(entry.rows * entry.row_tokens, True, False, None, None)
     sequences = entry.micro_batch_size * (2 if isinstance(entry, PairsEntry) else 1)  # chosen and rejected
     chunk = None
     if isinstance(entry, SftEntry | KdEntry | OnPolicyEntry):
-        chunk = (None if isinstance(entry, SftEntry) else entry.chunk_tokens) or CHUNK_TOKENS
+        chunk = entry.chunk_tokens or CHUNK_TOKENS * max(1, CHUNK_VOCABULARY // vocab)
     return _Pass(
         sequences * entry.max_length,
         entry.mixed_precision != "no",
@@ -165,7 +167,7 @@ def training_memory(
     Weights that are trained are float32, for bfloat16 loses small updates; mixed precision adds a bf16 copy for the
     pass. Only the frozen base of LoRA under mixed precision stays in `weights_dtype`, as it is stored.
     """
-    work = _pass_of(entry)
+    work = _pass_of(entry, shape.vocab)
     adapters = lora_parameters(shape, work.lora_rank) if work.lora_rank else 0
     stored = DTYPE_BYTES[weights_dtype] if adapters and work.mixed else _FP32
     trainable = adapters or shape.parameters
@@ -175,6 +177,8 @@ def training_memory(
         models = 1 + len(teachers)
     elif isinstance(entry, DpoEntry | KtoEntry) and not adapters:
         frozen = shape.parameters * stored
+    if isinstance(entry, OnPolicyEntry) and work.mixed and not adapters and entry.rollout.attention != "torch":
+        frozen += 2 * shape.parameters  # the copy that answers
     chunk = min(work.tokens, work.chunk_tokens or work.tokens)
     return TrainingMemory(
         trainable=trainable,

@@ -35,12 +35,16 @@ class LiveSignal(FromWeights):
 
 
 class TopKSignal(FromWeights):
-    """The likeliest tokens and the mass of all others, stored once."""
+    """The likeliest tokens and the mass of all others, stored once; with `tail_draws` a few of the others too."""
 
     kind: Literal["top_k"]
     k: int = Field(default=64, ge=1, le=255, description="tokens kept at a position, at most")
     min_probability: float = Field(default=1e-4, ge=0, lt=1, description="less likely ones are left to the tail")
     step_nats: float = Field(default=0.0625, gt=0, le=2, description="between two log probabilities as they are stored")
+    tail_draws: int = Field(
+        default=0, ge=0, le=255, description="ids drawn from the others, for forward_kl: unbiased over the vocabulary"
+    )
+    seed: int = Field(default=0, description="of the draws")
     source: Literal["weights", "server", "sidecar"] = Field(
         default="weights", description="server: its prompt log probabilities; sidecar: logprobs.parquet of generate"
     )

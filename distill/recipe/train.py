@@ -57,7 +57,21 @@ class EntryCommon(Section):
     lora: Lora | None = None
 
 
-class SftEntry(EntryCommon):
+class PassFields(Section):
+    """How forward and backward passes are computed."""
+
+    chunk_tokens: int | None = Field(
+        default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
+    )
+    kernel: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="what computes the loss; auto: triton on CUDA where it is installed, else torch"
+    )
+    cuda_graphs: bool = Field(
+        default=True, description="replay the models' passes as CUDA graphs, on a GPU, where they can be captured"
+    )
+
+
+class SftEntry(EntryCommon, PassFields):
     """Cross entropy on the teacher's answers (sequence-level distillation)."""
 
     objective: Literal["sft"]
@@ -106,17 +120,13 @@ class Alignment(Section):
     uld_weight: float = Field(default=1.0, gt=0, description="of the sorted probabilities' distance, for uld")
 
 
-class DivergenceFields(Section):
+class DivergenceFields(PassFields):
     """Which divergence between teacher and student, and how it is computed."""
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"] = "forward_kl"
     beta: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share of the mixture of jsd")
     skew: float = Field(default=0.1, gt=0, lt=1, description="share of the first distribution in the skew KLs' second")
     temperature: float = Field(default=1.0, gt=0)
-    chunk_tokens: int | None = Field(
-        default=None, ge=1, description="tokens whose logits exist at once; null: what suits the device"
-    )
-    kernel: Literal["torch", "triton"] = Field(default="torch", description="what computes the divergence")
     alignment: Alignment | None = Field(default=None, description="for a live teacher of another tokenizer")
     teachers: Scoring | None = Field(default=None, description="who scores; null: the recipe's `teacher`")
 
@@ -167,6 +177,11 @@ class KdEntry(EntryCommon, DivergenceFields):
             return "quantize", "rounds the weights that are trained, which adapters leave alone: leave lora out"
         if self.signal.kind == "sampled" and self.divergence != "forward_kl":
             return "divergence", "sampled ids estimate forward_kl without bias, and no other divergence"
+        if isinstance(self.signal, TopKSignal) and self.signal.tail_draws:
+            if self.divergence != "forward_kl":
+                return "divergence", "draws from the tail serve forward_kl and no other: leave tail_draws out"
+            if self.signal.source != "weights":
+                return "signal", "servers do not tell the tail, from which tail_draws would be drawn: leave it out"
         if self.matching is not None and (self.signal.kind != "live" or self.ce_weight == 1.0):
             return (
                 "matching",

@@ -50,8 +50,8 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class About:
-    """What a folder holds. `draws`: of sampled. `width` and `dtype`: of hidden states. `temperature`: of the others.
-    `step_nats`: of top k, between two log probabilities."""
+    """What a folder holds. `draws`: of sampled, or from top k's tail. `width` and `dtype`: of hidden states.
+    `temperature`: of the others. `step_nats`: of top k, between two log probabilities."""
 
     form: FormName
     fingerprint: Fingerprint

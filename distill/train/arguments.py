@@ -57,6 +57,7 @@ def common_arguments(entry: EntryCommon, *, steps: int, processes: int, checkpoi
         # The rows are in their order already (`batches.row_order`).
         "train_sampling_strategy": "sequential",
         "dataloader_pin_memory": cuda,
+        "accelerator_config": {"non_blocking": cuda},  # batches come from pinned memory without a wait
         "use_cpu": not cuda,
         "max_length": None,
         "report_to": "none",

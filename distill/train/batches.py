@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from distill.errors import DataError
-from distill.model.chat import IGNORED, Preference, encode_completion, encode_preference
+from distill.model.chat import IGNORED, Preference, encode_completions, encode_preference
 from distill.records import read_parquet
 from distill.teacher.stored import row_id
 
+T = TypeVar("T")
+Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 NO_ROW = -1  # in `row_ids` of a batch, behind a row's last document
 
 # Rows are sorted by length inside groups of so many optimizer steps: enough to leave a few percent of padding, few
 # enough that the order stays close to a shuffle.
 STEPS_PER_GROUP = 16
+_TOKENISED_AT_ONCE = 1000  # rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class Sequences:
     num_read: int
     num_dropped: int
     num_truncated: int
+
+    def example(self, number: int) -> dict[str, Any]:
+        """A row as the collator takes it."""
+        return {
+            "input_ids": self.input_ids[number],
+            "labels": self.labels[number],
+            "seq_lengths": self.segments[number],
+            "row_ids": self.row_ids[number],
+        }
 
     @property
     def lengths(self) -> list[int]:
@@ -77,10 +92,11 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], ma
     ids, labels, places = [], [], []
     read = truncated = 0
     for file, path in enumerate(paths):
-        for number, row in enumerate(read_parquet(path, columns=("messages",))):
+        chats = (row["messages"] for row in read_parquet(path, columns=("messages",)))
+        # One token over the limit shows that the row was cut, without tokenising twice.
+        found = (encode_completions(tokenizer, part, max_length + 1) for part in _batched(chats, _TOKENISED_AT_ONCE))
+        for number, (tokens, row_labels) in enumerate(chain.from_iterable(found)):
             read += 1
-            # One token over the limit shows that the row was cut, without tokenising twice.
-            tokens, row_labels = encode_completion(tokenizer, row["messages"], max_length + 1)
             cut = len(tokens) > max_length
             tokens, row_labels = tokens[:max_length], row_labels[:max_length]
             row_labels[0] = IGNORED  # nothing precedes the first token, so nothing predicts it
@@ -181,7 +197,7 @@ def row_order(lengths: Sequence[int], *, batch_size: int, micro_batch_size: int,
     return order
 
 
-def collator(pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+def collator(pad_token_id: int) -> Collate:
     """Pads on the right to the longest row; `position_ids` start over at every document of a packed row.
 
     There is no attention mask: a causal model's real tokens never see what stands to their right, the padding's labels
@@ -197,8 +213,9 @@ def collator(pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Te
         row_ids = torch.full((len(rows), max(len(row["row_ids"]) for row in rows)), NO_ROW)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
-            input_ids[index, :length] = torch.tensor(row["input_ids"])
-            labels[index, :length] = torch.tensor(row["labels"])
+            # by way of numpy, which reads lists seven times faster
+            input_ids[index, :length] = torch.from_numpy(np.array(row["input_ids"], dtype=np.int64))
+            labels[index, :length] = torch.from_numpy(np.array(row["labels"], dtype=np.int64))
             row_ids[index, : len(row["row_ids"])] = torch.tensor(row["row_ids"])
             begin = 0
             for segment in row["seq_lengths"][:-1]:
@@ -207,6 +224,22 @@ def collator(pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Te
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "row_ids": row_ids}
 
     return collate
+
+
+def numbered(rows: Sequences, order: Sequence[int], collate: Collate) -> tuple[Dataset, Collate]:
+    """A dataset of row numbers in their order, and the collator that looks the rows up: the rows themselves would be
+    copied into a dataset, and out of it again."""
+
+    def pick(numbers: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return collate([rows.example(number["row"]) for number in numbers])
+
+    return Dataset.from_dict({"row": list(order)}), pick
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def _require_rows(rows: Sequence[object], read: int, paths: Sequence[Path], max_length: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, Trainer
@@ -24,7 +23,17 @@ from distill.runs import StageFolder
 from distill.track import Tracker
 from distill.train.aligned import AlignedTeacher
 from distill.train.arguments import common_arguments, uses_bfloat16
-from distill.train.batches import Pairs, Sequences, collator, num_steps, pack, read_pairs, read_sequences, row_order
+from distill.train.batches import (
+    Pairs,
+    Sequences,
+    collator,
+    num_steps,
+    numbered,
+    pack,
+    read_pairs,
+    read_sequences,
+    row_order,
+)
 from distill.train.callbacks import Stop, TokenCount, Watch
 from distill.train.checkpoints import CHECKPOINTS, Found, newest_whole, remove_after
 from distill.train.export import save_student, stored_dtype
@@ -34,7 +43,7 @@ from distill.train.lora import adapter_config
 from distill.train.preference import preference_trainer
 from distill.train.processes import Processes
 from distill.train.rollouts import Rollouts
-from distill.train.settings import form_of, grids_for, matching_of, objective_of
+from distill.train.settings import decoder_of, form_of, grids_for, matching_of, objective_of
 from distill.train.signals import Place, open_signal
 from distill.train.unpaired import Answers, read_answers
 
@@ -177,6 +186,7 @@ def _trainer(
         signal_of = open_signal(entry, source.place, model, tokenizer, rows, source.data, config.device)
     assert tokenizer.pad_token_id is not None
     collate = collator(tokenizer.pad_token_id)
+    dataset, pick = numbered(rows, order, collate)
     rollouts = None
     if isinstance(entry, OnPolicyEntry):
         own_rows, bfloat16 = entry.batch_size // processes.size, uses_bfloat16(entry)
@@ -184,30 +194,22 @@ def _trainer(
     trainer = KDTrainer(
         model,
         args=config,
-        data_collator=collate,
-        train_dataset=Dataset.from_dict(_columns(rows)).select(order),
+        data_collator=pick,
+        train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[watch],
         finite=finite,
         peft_config=peft_config,
         objective=objective,
         signal=signal_of,
-        chunk_tokens=None if isinstance(entry, SftEntry) else entry.chunk_tokens,
+        chunk_tokens=entry.chunk_tokens,
         form=form_of(entry, config.device),
         rollouts=rollouts,
         matching=matching_of(entry, model, signal_of),
+        decoder=decoder_of(entry, model, signal_of, device=config.device, processes=processes.size),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, grids
-
-
-def _columns(rows: Sequences) -> dict[str, Any]:
-    return {
-        "input_ids": rows.input_ids,
-        "labels": rows.labels,
-        "seq_lengths": rows.segments,
-        "row_ids": rows.row_ids,
-    }
 
 
 def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, console: Console, name: str) -> Found:

@@ -20,7 +20,8 @@ _SHOWN = 32
 
 @dataclass
 class FiniteCheck(TrainerCallback):  # type: ignore[misc]
-    """Sees the loss of every micro-batch; looks at them once a step, in all processes, before the optimizer.
+    """Sees the loss of every micro-batch and the gradients' norm; looks at them once a step, in all processes, before
+    the optimizer, with a single wait for the device.
 
     `order` is the rows in the order of training; `places` says which rows of which of the `files` each is (several
     where rows are packed). Micro-batch j of process r in step s is number s * per_step + j * processes + r, as
@@ -32,33 +33,35 @@ class FiniteCheck(TrainerCallback):  # type: ignore[misc]
     places: Sequence[Sequence[tuple[int, int]]]
     files: Sequence[str]
     losses: list[Tensor] = field(default_factory=list)
+    norm: Tensor | float | None = None
 
     def see(self, loss: Tensor) -> None:
         """Note a micro-batch's loss, without waiting for its value."""
         self.losses.append(loss.detach())
 
+    def see_norm(self, norm: Tensor | float | None) -> None:
+        """Note the norm of the step's gradients over all processes, which is no number where one of them is none; None
+        where the launcher's engine does not tell it (DeepSpeed)."""
+        self.norm = 0.0 if norm is None else norm
+
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.losses.clear()
+        self.norm = None
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        assert model is not None
-        values = _everyones(torch.stack([loss.float().reshape(()) for loss in self.losses]), args)
+        assert self.norm is not None, "the trainer clips gradients before every step"
+        losses = torch.stack([loss.float().reshape(()) for loss in self.losses])
+        values, norm = _everyones(losses, _plain(self.norm, losses), args)
         bad = [number for number, value in enumerate(values) if not math.isfinite(value)]
-        largest = _largest([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-        if not bad and math.isfinite(largest):
+        if not bad and math.isfinite(norm):
             return
         step = state.global_step
         if bad:
             what, batches = f"loss {values[bad[0]]}", bad
         else:
-            what, batches = f"gradient {largest} of a finite loss", list(range(len(values)))
+            what, batches = f"gradients of norm {norm} and a finite loss", list(range(len(values)))
         rows = self._rows(step * len(values), batches, args.per_device_train_batch_size)
         raise DistillError(
             f"{self.label}: {what} in step {step + 1}, from {rows}; the weights are those of step {step}", remedy=REMEDY
@@ -79,16 +82,18 @@ class FiniteCheck(TrainerCallback):  # type: ignore[misc]
         return f"{', '.join(parts)} (counted from 0)"
 
 
-def _everyones(losses: Tensor, args: TrainingArguments) -> list[float]:
-    """The losses of all processes in the order of their micro-batches."""
+def _everyones(losses: Tensor, norm: Tensor, args: TrainingArguments) -> tuple[list[float], float]:
+    """The losses of all processes in the order of their micro-batches, and the gradients' norm."""
     if args.world_size == 1:
-        return list(losses.tolist())
+        *values, last = torch.cat([losses, norm]).tolist()
+        return values, last
     gathered = [torch.empty_like(losses) for _ in range(args.world_size)]
     torch.distributed.all_gather(gathered, losses)
-    return list(torch.stack(gathered, dim=1).flatten().tolist())
+    *values, last = torch.cat([torch.stack(gathered, dim=1).flatten(), norm]).tolist()
+    return values, last
 
 
-def _largest(gradients: Sequence[Tensor]) -> float:
-    """The largest absolute gradient; NaN where one is NaN."""
-    norm = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def _plain(norm: Tensor | float, like: Tensor) -> Tensor:
+    """A norm as a tensor [1] beside the losses."""
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return torch.as_tensor(whole, dtype=like.dtype, device=like.device).reshape(1)

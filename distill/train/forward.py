@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,14 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distill.objectives.aligned import AlignedTargets
 from distill.objectives.aligned_head import aligned_head_loss
+from distill.objectives.chunk import LogitMap
 from distill.objectives.divergences import IGNORED, LossSums, Objective
 from distill.objectives.head import Form, Head, TeacherHead, head_loss
 from distill.objectives.matching import Matching
 from distill.objectives.sparse import SparseTargets
 from distill.objectives.sparse_head import sparse_head_loss
+
+Decoder = Callable[[Tensor, Tensor], Tensor]  # rows [B, S] and their positions -> last hidden states [B, S, H]
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,22 @@ class LossOutput(ModelOutput):
     metrics: Tensor | None = None  # [6]: divergence, cross entropy, agreement, accuracy, weight, matching
 
 
-def head_of(model: PreTrainedModel) -> Head:
-    """The LM head with what the model's config does to its logits; a sharded head is gathered, differentiably."""
-    config = model.config.get_text_config()
+def head_of(model: PreTrainedModel, logits: LogitMap | None = None) -> Head:
+    """The LM head with what the model's config does to its logits; a sharded head is gathered, differentiably.
+
+    `logits`: that, where it is known already, for reading a config takes time.
+    """
     layer = model.get_output_embeddings()
     assert layer is not None
+    logits = logits or logit_map(model)
     weight, bias = _whole(layer.weight), layer.bias if isinstance(layer, torch.nn.Linear) else None
-    return Head(
-        weight, None if bias is None else _whole(bias), logit_scale(config), _number(config, "final_logit_softcapping")
-    )
+    return Head(weight, None if bias is None else _whole(bias), logits.scale, logits.softcap)
+
+
+def logit_map(model: PreTrainedModel) -> LogitMap:
+    """What the model's config does to its head's products."""
+    config = model.config.get_text_config()
+    return LogitMap(logit_scale(config), _number(config, "final_logit_softcapping"))
 
 
 def logit_scale(config: Any) -> float:
@@ -78,14 +89,16 @@ def attach_loss_head(
     chunk_tokens: int | None = None,
     form: Form = "torch",
     matching: Matching | None = None,
+    decoder: Decoder | None = None,
 ) -> None:
     """Make `model(..., labels=labels, with_loss_head=True, teacher=signal)` return a LossOutput.
 
     Without `with_loss_head` the forward is the model's own. Labels are shifted here, once. The base model and the head
     are looked up on each call, for FSDP and PEFT replace them after this. `matching` becomes a module of the model, so
-    that its projections are trained, and wrapped, with it.
+    that its projections are trained, and wrapped, with it. `decoder` takes the place of the base model.
     """
-    original = model.forward
+    assert decoder is None or matching is None, "a decoder tells the last layer's states alone"
+    original, logits = model.forward, logit_map(model)
     if matching is not None:
         model.add_module("matching", matching)
 
@@ -101,13 +114,17 @@ def attach_loss_head(
             return original(*args, **kwargs)
         labels_BS = kwargs.pop("labels")
         kwargs |= {"use_cache": False, "output_hidden_states": matching is not None}  # peft passes some of them on
-        states = self.base_model(*args, **kwargs)
-        hidden_BSH = states.last_hidden_state
+        layers: tuple[Tensor, ...] = ()
+        if decoder is not None:
+            hidden_BSH = decoder(kwargs["input_ids"], kwargs["position_ids"])
+        else:
+            states = self.base_model(*args, **kwargs)
+            hidden_BSH, layers = states.last_hidden_state, states.hidden_states
         shifted_N = torch.full_like(labels_BS, IGNORED)
         shifted_N[:, :-1] = labels_BS[:, 1:]
         # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
         with maybe_gather_lm_head_ctx(*self.get_output_embeddings().parameters()):
-            student, labels_N = head_of(self), shifted_N.flatten()
+            student, labels_N = head_of(self, logits), shifted_N.flatten()
             hidden_NH = hidden_BSH.flatten(0, 1)
             if isinstance(teacher, SparseTargets):
                 sums = sparse_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
@@ -129,7 +146,7 @@ def attach_loss_head(
         loss, matched = sums.loss, sums.loss.new_zeros(())
         if matching is not None:
             assert isinstance(teacher, TeacherSignal)
-            distance = matching(states.hidden_states, teacher.layers, shifted_N != IGNORED)
+            distance = matching(layers, teacher.layers, shifted_N != IGNORED)
             loss, matched = loss + matching.weight * distance, distance.detach().to(matched.dtype)
         columns = [sums.divergence, sums.cross_entropy, sums.agreement, sums.accuracy, sums.weight, matched]
         return LossOutput(loss=loss, metrics=torch.stack(columns))

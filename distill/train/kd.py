@@ -19,7 +19,7 @@ from distill.objectives.divergences import Objective
 from distill.objectives.head import Form
 from distill.objectives.matching import Matching
 from distill.train.finite import FiniteCheck
-from distill.train.forward import LossOutput, attach_loss_head
+from distill.train.forward import Decoder, LossOutput, attach_loss_head
 from distill.train.rollouts import COUNTS, Rollouts
 from distill.train.saving import PROJECTIONS, GuardedTrainer
 from distill.train.signals import Signal
@@ -28,7 +28,8 @@ from distill.train.signals import Signal
 class KDTrainer(GuardedTrainer, SFTTrainer):
     """Trains on `objective` through the loss head; `signal` is None iff the objective is cross entropy alone.
 
-    With `rollouts` the rows of a step are what these make of them: on-policy distillation.
+    With `rollouts` the rows of a step are what these make of them: on-policy distillation. `decoder` takes the place of
+    the student's own.
 
     The loss of a step is the sum over its scored tokens, on all processes and in all micro-batches, divided by their
     number; DDP averages gradients over processes, so each process multiplies by their count.
@@ -51,6 +52,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         form: Form = "torch",
         rollouts: Rollouts | None = None,
         matching: Matching | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         assert (signal is None) == (objective.ce_weight == 1.0)
         super().__init__(
@@ -64,13 +66,16 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         )
         if matching is not None:
             matching.to(self.args.device)
-        attach_loss_head(model, objective, chunk_tokens, form, matching)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            decoder = None  # which gather weights while the model's own passes run
+        self.decoder = decoder
+        attach_loss_head(model, objective, chunk_tokens, form, matching, decoder)
         # Makes the Trainer count the scored tokens of a whole step, and leave their division to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.signal = signal
         self.finite = finite
         self._matching = matching
-        self._sums = torch.zeros(6, dtype=torch.float64)
+        self._sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
         self._rollouts = rollouts
         if rollouts is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise DistillError(
@@ -102,7 +107,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
             signal = self.signal({**inputs, "row_ids": row_ids}) if self.signal is not None else None
         output: LossOutput = model(**inputs, with_loss_head=True, teacher=signal)
         assert output.loss is not None and output.metrics is not None
-        self._sums += output.metrics.to("cpu", torch.float64)
+        self._sums += output.metrics
         items = torch.as_tensor(num_items_in_batch, device=output.loss.device).clamp(min=1)
         return output.loss / items * self.accelerator.num_processes
 
@@ -120,7 +125,7 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds means over the tokens scored since the last log, over all processes."""
-        sums = self.accelerator.reduce(self._sums.to(self.args.device, torch.float32)).tolist()
+        sums = self.accelerator.reduce(self._sums.float()).tolist()
         self._sums.zero_()
         weight = sums[4]
         if weight > 0:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from distill.errors import CheckpointError
 from distill.model.load import DtypeName, load_model, load_tokenizer
 from distill.objectives.head import Head
-from distill.train.forward import TeacherSignal, head_of
+from distill.train.forward import Decoder, TeacherSignal, head_of
 
 Precision = Literal["auto", "bf16", "nf4"]
 
@@ -25,10 +25,12 @@ Precision = Literal["auto", "bf16", "nf4"]
 class LiveTeacher:
     """A frozen teacher in eval mode; its hidden states are made anew for each batch, without gradients.
 
-    `layers` are those whose states are told beside the last one's; 0 is the embeddings.
+    `layers` are those whose states are told beside the last one's; 0 is the embeddings. `decoder`, where there is one,
+    makes the last one's alone.
     """
 
     layers: tuple[int, ...] = ()
+    decoder: Decoder | None = None
 
     def __init__(self, model: PreTrainedModel, head: Head | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -76,6 +78,8 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal:
         assert not self.model.training, "a teacher in train mode would drop activations out"
+        if self.decoder is not None and not self.layers:
+            return TeacherSignal(self.decoder(batch["input_ids"], batch["position_ids"]), self.head)
         inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
         states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=bool(self.layers))
         told = tuple(states.hidden_states[layer] for layer in self.layers)

@@ -13,11 +13,10 @@ from trl.experimental.cpo import CPOConfig
 
 from distill.recipe.train import DpoEntry, KtoEntry, PairsEntry, SimpoEntry
 from distill.train.batches import Pairs
-from distill.train.dpo import PreferenceTrainer
+from distill.train.compared import comparing_trainer
 from distill.train.finite import FiniteCheck
-from distill.train.kto import AnswerTrainer, columns_of
 from distill.train.simpo import Rows, SimpoTrainer
-from distill.train.unpaired import Answers
+from distill.train.unpaired import Answers, columns_of
 
 
 def preference_trainer(
@@ -57,12 +56,12 @@ def preference_trainer(
         answers = [rows.answers[row] for row in order]
         columns = columns_of(answers, micro_batch_size=entry.micro_batch_size, max_length=entry.max_length)
         kto = KTOConfig(**arguments, **_kto_loss(entry))
-        return AnswerTrainer(model, ref_model=reference, args=kto, train_dataset=Dataset.from_dict(columns), **common)
+        return comparing_trainer(kto, model, reference, Dataset.from_dict(columns), **common)
     assert isinstance(rows, Pairs)
     pairs = [rows.pairs[row] for row in order]
     columns = {name: [getattr(pair, name) for pair in pairs] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
     dpo = DPOConfig(**arguments, **_dpo_loss(entry))
-    return PreferenceTrainer(model, ref_model=reference, args=dpo, train_dataset=Dataset.from_dict(columns), **common)
+    return comparing_trainer(dpo, model, reference, Dataset.from_dict(columns), **common)
 
 
 def _dpo_loss(entry: DpoEntry) -> dict[str, Any]:

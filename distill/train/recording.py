@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distill.recipe.signals import HiddenSignal, SampledSignal, TopKSignal, WrittenSignal
 from distill.teacher.forms import Sparse, encode_sampled, join
 from distill.teacher.stored import About, Record, Writer
+from distill.teacher.tail_draws import encode_with_draws
 from distill.teacher.top_k_form import encode_top_k
 from distill.train.batches import Sequences, collator
 from distill.train.live import LiveTeacher
+from distill.train.reductions import Drawn, Top, drawn_of, tail_drawn_of, top_of
 
 _BATCH_TOKENS = 4096  # of a forward pass, padding included
-_CHUNK_TOKENS = 256  # whose distributions exist at once
+_CHUNK_NUMBERS = 1 << 25  # probabilities that exist at once
 _ROWS_A_COMMIT = 256
 Progress = Callable[[int], None]
 
@@ -85,70 +86,53 @@ def _record_batch(
         ]
     )
     hidden = teacher({name: values.to(device) for name, values in collated.items()}).hidden
-    found = []
-    for place, row in enumerate(batch):
-        states = hidden[place, torch.tensor(row.scored, device=device)]
-        if isinstance(settings, HiddenSignal):
-            plain = states.cpu().contiguous().view(torch.uint8).numpy()
-            found.append(Record(row.row_id, len(states), 0, plain.tobytes()))
-        else:
-            found.append(record_of(row.row_id, _distributions(states, row.row_id, teacher, about, settings), about))
-    return found
+    states = [hidden[place, torch.tensor(row.scored, device=device)] for place, row in enumerate(batch)]
+    if isinstance(settings, HiddenSignal):
+        plain = [part.cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in states]
+        return [Record(row.row_id, len(part), 0, raw) for row, part, raw in zip(batch, states, plain, strict=True)]
+    reduced = [
+        _reduced(part, row.row_id, teacher, about, settings) for row, part in zip(batch, states, strict=True)
+    ]  # all of them queued before the first is waited for
+    return [record_of(row.row_id, *_fetch(parts), about) for row, parts in zip(batch, reduced, strict=True)]
 
 
-def record_of(row: int, entries: Sparse, about: About) -> Record:
-    """A row's entries as they are written."""
-    rows = about.fingerprint.vocabulary
+def record_of(row: int, entries: Sparse, tail: Sparse | None, about: About) -> Record:
+    """A row's entries as they are written. `tail`: what was drawn besides, where `about` has draws of a top k."""
+    rows, count = about.fingerprint.vocabulary, len(entries.ids_E)
     if about.form == "sampled":
         packed = encode_sampled(entries, rows, about.draws)
-    else:
+    elif tail is None:
         packed = encode_top_k(entries, rows, about.step_nats)
-    return Record(row, len(entries.counts_T), len(entries.ids_E), packed)
+    else:
+        packed = encode_with_draws(entries, tail, rows, step_nats=about.step_nats, draws=about.draws)
+        count += len(tail.ids_E)
+    return Record(row, len(entries.counts_T), count, packed)
 
 
-def _distributions(
+Reduced = tuple[Top | Drawn, Drawn | None]  # of some tokens; the second: what is drawn from a tail
+
+
+def _reduced(
     states_TK: Tensor, row: int, teacher: LiveTeacher, about: About, settings: TopKSignal | SampledSignal
-) -> Sparse:
-    """Of the rows that teacher and student both have, at the objective's temperature."""
-    rows, parts = about.fingerprint.vocabulary, []
+) -> list[Reduced]:
+    """Of the rows that teacher and student both have, at the objective's temperature; a few tokens at a time."""
+    rows = about.fingerprint.vocabulary
     generator = torch.Generator(states_TK.device)
-    if isinstance(settings, SampledSignal):
-        generator.manual_seed((row ^ settings.seed) & 0x7FFFFFFF_FFFFFFFF)
-    for begin in range(0, len(states_TK), _CHUNK_TOKENS):
-        states = states_TK[begin : begin + _CHUNK_TOKENS].to(teacher.head.weight.dtype)
+    generator.manual_seed((row ^ settings.seed) & 0x7FFFFFFF_FFFFFFFF)
+    step, found = max(1, _CHUNK_NUMBERS // rows), list[Reduced]()
+    for begin in range(0, len(states_TK), step):
+        states = states_TK[begin : begin + step].to(teacher.head.weight.dtype)
         logits = teacher.head.logits(states)[:, :rows].float()
         log_p = torch.log_softmax(logits / about.temperature, dim=-1)
         if isinstance(settings, SampledSignal):
-            parts.append(sampled_of(log_p, settings.draws, generator))
-        else:
-            parts.append(top_k_of(log_p, settings.k, settings.min_probability))
-    return join(parts)
+            found.append((drawn_of(log_p, settings.draws, generator), None))
+            continue
+        top, rest = top_of(log_p, settings.k, settings.min_probability)
+        draws = settings.tail_draws
+        found.append((top, tail_drawn_of(rest, log_p, draws, generator) if draws else None))
+    return found
 
 
-def top_k_of(log_p_TR: Tensor, k: int, min_probability: float) -> Sparse:
-    """The k likeliest of each token, without those below `min_probability` but the first; and the others' mass."""
-    top, ids = log_p_TR.topk(min(k, log_p_TR.shape[-1]), dim=-1)
-    p_Tk = top.exp()
-    kept = p_Tk >= min_probability
-    kept[:, 0] = True
-    rest = log_p_TR.exp().scatter_(-1, ids, torch.where(kept, 0.0, p_Tk)).sum(-1)
-    return Sparse(
-        kept.sum(-1).cpu().numpy(),
-        ids[kept].cpu().numpy(),
-        top[kept].float().cpu().numpy(),
-        log_tail_T=rest.clamp_min(1e-30).log().float().cpu().numpy(),
-    )
-
-
-def sampled_of(log_p_TR: Tensor, draws: int, generator: torch.Generator) -> Sparse:
-    """Ids drawn from each token's distribution with how often each was, the most frequent first; and its entropy."""
-    p_TR = log_p_TR.exp()
-    rows = log_p_TR.shape[-1]
-    drawn = torch.multinomial(p_TR, draws, replacement=True, generator=generator).cpu().numpy()
-    keys, number = np.unique(drawn + rows * np.arange(len(drawn))[:, None], return_counts=True)
-    token, ids = keys // rows, keys % rows
-    order = np.lexsort((-number, token))
-    counts = np.bincount(token, minlength=len(drawn))
-    weights = np.log(number[order] / draws).astype(np.float32)
-    entropy = -(p_TR * log_p_TR).nan_to_num().sum(-1)
-    return Sparse(counts, ids[order], weights, entropy_T=entropy.float().cpu().numpy())
+def _fetch(parts: Sequence[Reduced]) -> tuple[Sparse, Sparse | None]:
+    tails = [tail.fetch() for _, tail in parts if tail is not None]
+    return join([part.fetch() for part, _ in parts]), join(tails) if tails else None

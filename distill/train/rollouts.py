@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
 from typing import Any
 
@@ -17,10 +17,11 @@ from distill.engine.runner import Engine
 from distill.engine.types import Completion, EngineConfig, SamplingParams
 from distill.model.chat import IGNORED
 from distill.recipe.train import OnPolicyEntry
+from distill.train.copies import Copy
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[dict[str, Any]]], Batch]
-_PREFILL_TOKENS = 2048
+_PREFILL_TOKENS = 2048  # of a step on a CPU
 COUNTS = ("steps", "own_steps", "tokens", "trained_tokens", "answers", "answer_tokens", "ended")
 
 
@@ -29,9 +30,10 @@ class Rollouts:
 
     As in GKD (2306.13649, algorithm 1): with probability `lmbda` all rows of a step get the student's answers in place
     of the dataset's. Which steps these are depends on the seed and the step alone, and so is the same in all processes;
-    an answer's noise depends on the seed, the step, and the row. The engine has no weights of its own: it computes with
-    `model`, whose parameters the optimizer changes in place, and what it cached of older weights is dropped before each
-    use. With LoRA `model` is the base, into which the adapter's layers are put.
+    an answer's noise depends on the seed, the step, and the row. The engine computes with `model`, whose parameters the
+    optimizer changes in place; on a GPU in bfloat16, without LoRA, with a copy in that precision, refreshed before each
+    use, whose weights it can join and fuse. What it cached of older weights is dropped before each use. With LoRA
+    `model` is the base, into which the adapter's layers are put.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Rollouts:
         self._model, self._tokenizer, self._entry = model, tokenizer, entry
         self._rows, self._collate, self._bfloat16 = rows, collate, bfloat16
         self._engine: Engine | None = None
+        self._copy: Copy | None = None
         self._counts = torch.zeros(len(COUNTS), dtype=torch.float64)
 
     def is_own(self, step: int) -> bool:
@@ -107,11 +110,20 @@ class Rollouts:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        with self._answering():
+        with nullcontext() if self._is_copied() else self._answering():
             if self._engine is None:
-                self._engine = Engine(self._model, self._tokenizer, self._config())
+                self._copy = Copy(self._model) if self._is_copied() else None
+                model = self._model if self._copy is None else self._copy.model
+                self._engine = Engine(model, self._tokenizer, self._config())
+            if self._copy is not None:
+                self._copy.refresh()
             self._engine.weights_changed()
             return self._engine.generate(prompts, params)
+
+    def _is_copied(self) -> bool:
+        """Whether the engine has weights of its own."""
+        plain = self._entry.lora is None and self._entry.rollout.attention != "torch"
+        return plain and self._bfloat16 and self._model.device.type == "cuda"
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -132,15 +144,15 @@ class Rollouts:
             model.train(training)
 
     def _config(self) -> EngineConfig:
-        """Weights are left where the optimizer knows them: the engine's fused layers would put them together."""
+        """Trained weights are left where the optimizer knows them: the fused layers would put them together."""
         settings = self._entry.rollout
         return EngineConfig(
             max_batch=self._rows,
-            prefill_tokens=_PREFILL_TOKENS,
+            prefill_tokens=_PREFILL_TOKENS if self._model.device.type == "cpu" else 0,
             kv_bytes=int(settings.kv_gib * 2**30),
             max_model_len=self._entry.max_length,
             attention=settings.attention,
-            fused=False,
+            fused=self._copy is not None,
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -31,6 +32,16 @@ class GuardedTrainer(Trainer):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.finite.see(loss)
         return loss
+
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
+        """The dataset as it is: rows are tokenised already, all with the same template."""
+        return dataset
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        """The norm before clipping; it is looked at before the optimizer step."""
+        norm: Tensor | float | None = super()._clip_grad_norm(model)
+        self.finite.see_norm(norm)
+        return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -13,9 +14,15 @@ from distill.model.scales import Grid
 from distill.objectives.divergences import CROSS_ENTROPY, Objective
 from distill.objectives.head import Form
 from distill.objectives.matching import Matching
+from distill.recipe.signals import LiveSignal
 from distill.recipe.train import EntryCommon, KdEntry, OnPolicyEntry, SftEntry
+from distill.train.arguments import uses_bfloat16
+from distill.train.graphs import GraphedDecoder, capturable
 from distill.train.live import LiveTeacher
 from distill.train.signals import Signal
+
+if TYPE_CHECKING:
+    from distill.train.fused import FusedLayers  # Triton is not installed everywhere
 
 
 def matching_of(
@@ -64,10 +71,55 @@ def objective_of(entry: SftEntry | KdEntry | OnPolicyEntry) -> Objective:
 
 def form_of(entry: SftEntry | KdEntry | OnPolicyEntry, device: torch.device) -> Form:
     """What computes the loss. Raises where a kernel is asked for that cannot run here."""
-    if isinstance(entry, SftEntry) or entry.kernel == "torch":
+    if entry.kernel == "torch":
         return "torch"
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        raise DistillError(
-            f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="set `kernel: torch`"
-        )
-    return "triton"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    if entry.kernel == "auto":
+        return "torch"
+    raise DistillError(
+        f"{entry.name}: kernel triton needs a CUDA GPU and the package triton", remedy="leave `kernel` out"
+    )
+
+
+def decoder_of(
+    entry: SftEntry | KdEntry | OnPolicyEntry,
+    student: PreTrainedModel,
+    teacher: Signal | None,
+    *,
+    device: torch.device,
+    processes: int,
+) -> GraphedDecoder | None:
+    """The student's decoder as CUDA graphs, where it can be captured; a live teacher is given its own.
+
+    Not for packed rows, which need a mask, nor under a launcher. A student trained by adapters, with recomputed
+    activations or with more than its last hidden states keeps its own passes.
+    """
+    packed = not isinstance(entry, OnPolicyEntry) and entry.packing
+    if not entry.cuda_graphs or device.type != "cuda" or packed or processes > 1:
+        return None
+    pool = torch.cuda.graph_pool_handle()
+    if isinstance(teacher, LiveTeacher) and _stays(entry) and capturable(teacher.model):
+        teacher.decoder = GraphedDecoder(teacher.model, pool, _fused(teacher.model, teacher.model.dtype))
+    plain = not isinstance(entry, KdEntry) or (entry.matching is None and entry.quantize is None)
+    own = entry.lora is None and not entry.gradient_checkpointing
+    if not (own and plain and capturable(student)):
+        return None
+    return GraphedDecoder(student, pool, _fused(student, torch.bfloat16 if uses_bfloat16(entry) else student.dtype))
+
+
+def _fused(model: PreTrainedModel, dtype: torch.dtype) -> FusedLayers | None:
+    """The fused layers of a model that computes in `dtype`; attention in float32 is not worth it."""
+    if importlib.util.find_spec("triton") is None or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    from distill.train.fused import FusedLayers
+
+    layers = FusedLayers(model)
+    return layers if len(layers) else None
+
+
+def _stays(entry: SftEntry | KdEntry | OnPolicyEntry) -> bool:
+    """Whether the teacher's weights are whole, plain and in the GPU's memory all the time."""
+    if isinstance(entry, SftEntry) or not isinstance(entry.signal, LiveSignal):
+        return False
+    return entry.signal.precision != "nf4" and not entry.signal.moves

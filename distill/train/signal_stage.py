@@ -170,9 +170,10 @@ def _about(
         width = teacher.head.weight.shape[1]
         dtype = str(teacher.model.dtype).removeprefix("torch.")
         return About("hidden", holds, width=width, dtype=dtype)
-    draws = settings.draws if isinstance(settings, SampledSignal) else 0
-    step_nats = settings.step_nats if isinstance(settings, TopKSignal) else 0.0
-    return About(settings.kind, holds, temperature=entry.temperature, draws=draws, step_nats=step_nats)
+    if isinstance(settings, SampledSignal):
+        return About("sampled", holds, temperature=entry.temperature, draws=settings.draws)
+    step_nats, draws = settings.step_nats, settings.tail_draws
+    return About("top_k", holds, temperature=entry.temperature, draws=draws, step_nats=step_nats)
 
 
 def _vocabulary(init: Path, trust_remote_code: bool) -> int:

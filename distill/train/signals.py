@@ -24,6 +24,7 @@ from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import digest_of
 from distill.teacher.forms import Sparse, decode_sampled, join
 from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
+from distill.teacher.tail_draws import decode_top, decode_with_draws
 from distill.teacher.top_k_form import decode_top_k
 from distill.train.aligned import open_aligned
 from distill.train.batches import NO_ROW, Sequences
@@ -92,7 +93,7 @@ def open_signal(
             f"{place.stored} has no signals of {len(missing)} of the rows",
             remedy="write them for this dataset, chat template and max_length",
         )
-    return StoredTeacher(reader, device)
+    return StoredTeacher(reader, device, tail_draws=entry.divergence == "forward_kl")
 
 
 def _live(
@@ -122,10 +123,13 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int, teacher:
 
 
 class StoredTeacher:
-    """A teacher that was written down: its rows are found by the batch's row ids, its head is loaded once."""
+    """A teacher that was written down: its rows are found by the batch's row ids, its head is loaded once.
 
-    def __init__(self, reader: Reader, device: torch.device) -> None:
-        self._reader = reader
+    `tail_draws`: whether ids drawn from the tail of a top k are taken, where there are any; only forward KL can.
+    """
+
+    def __init__(self, reader: Reader, device: torch.device, *, tail_draws: bool = False) -> None:
+        self._reader, self._tail_draws = reader, tail_draws
         self._device = device
         self._head = read_head(reader.folder, device) if reader.about.form == "hidden" else None
 
@@ -137,19 +141,24 @@ class StoredTeacher:
         assert sum(record.tokens for record in records) == int(scored.sum()), "signals of other tokens"
         about = self._reader.about
         if self._head is None:
-            return targets_of([decode(record, about) for record in records], about).on(self._device)
+            found = [decode(record, about, tail_draws=self._tail_draws) for record in records]
+            return targets_of(found, about).on(self._device)
         states = torch.cat([hidden_states(record, about) for record in records]).to(self._device)
         hidden = states.new_zeros((*labels.shape, about.width))
         hidden[scored] = states
         return TeacherSignal(hidden, self._head)
 
 
-def decode(record: Record, about: About) -> Sparse:
+def decode(record: Record, about: About, *, tail_draws: bool = False) -> Sparse:
     """A row's entries."""
-    rows = about.fingerprint.vocabulary
+    rows, tokens, packed = about.fingerprint.vocabulary, record.tokens, record.packed
     if about.form == "sampled":
-        return decode_sampled(record.packed, record.tokens, rows, about.draws)
-    return decode_top_k(record.packed, record.tokens, rows, about.step_nats)
+        return decode_sampled(packed, tokens, rows, about.draws)
+    if not about.draws:
+        return decode_top_k(packed, tokens, rows, about.step_nats)
+    if tail_draws:
+        return decode_with_draws(packed, tokens, rows, step_nats=about.step_nats, draws=about.draws)
+    return decode_top(packed, tokens, rows, about.step_nats)
 
 
 def targets_of(parts: list[Sparse], about: About) -> SparseTargets:

@@ -12,7 +12,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.utils import DPODataCollatorWithPadding
 
 from distill.model.chat import IGNORED, Preference
-from distill.train.dpo import without_dropout
+from distill.train.compared import without_dropout
 from distill.train.finite import FiniteCheck
 from distill.train.saving import GuardedTrainer
 

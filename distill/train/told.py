@@ -44,7 +44,7 @@ def record_sidecars(
         entries = sparse_of_tops(
             tops, k=settings.k, min_probability=settings.min_probability, rows=about.fingerprint.vocabulary
         )
-        records.append(record_of(row.row_id, entries, about))
+        records.append(record_of(row.row_id, entries, None, about))
         known += sum(top is not None for top in tops)
         total += len(tops)
     if total and not known:
@@ -115,6 +115,6 @@ async def record_served(
                 rows=vocabulary,
                 extra=True,
             )
-            records.append(record_of(row.row_id, entries, about))
+            records.append(record_of(row.row_id, entries, None, about))
         writer.add(records)
         progress(len(group))

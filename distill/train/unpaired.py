@@ -73,6 +73,26 @@ def read_answers(tokenizer: PreTrainedTokenizerBase, paths: Sequence[Path], max_
     return Answers(answers, places, read, read - len(answers), truncated)
 
 
+def columns_of(answers: Sequence[Answer], *, micro_batch_size: int, max_length: int) -> dict[str, list[Any]]:
+    """KTOTrainer's columns of answers in the order of training.
+
+    Its estimate of KL(policy, reference) wants answers to other prompts: in each micro-batch every prompt gets the
+    answer of the row before it, the first one that of the last, cut where the two together exceed `max_length`.
+    """
+    mismatched: list[list[int]] = []
+    for begin in range(0, len(answers), micro_batch_size):
+        group = answers[begin : begin + micro_batch_size]
+        for place, answer in enumerate(group):
+            room = max(0, max_length - len(answer.prompt_ids))
+            mismatched.append(group[place - 1].answer_ids[:room])
+    return {
+        "prompt_ids": [answer.prompt_ids for answer in answers],
+        "completion_ids": [answer.answer_ids for answer in answers],
+        "KL_completion_ids": mismatched,
+        "label": [answer.desirable for answer in answers],
+    }
+
+
 def _answers_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], max_length: int) -> Iterator[Answer]:
     chosen, rejected = (row[name] if name in row else row["completion"] for name in ("chosen", "rejected"))
     pair = encode_preference(tokenizer, row["prompt"], chosen, rejected, max_length)

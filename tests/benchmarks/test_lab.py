@@ -12,7 +12,7 @@ import pytest
 from benchmarks.lab.cases import CASES, CE, KD, methods, sweep
 from benchmarks.lab.entry import RESULT
 from benchmarks.lab.run import Lab, table
-from benchmarks.lab.text import passages, split
+from benchmarks.lab.text import chat, passages, prompted, split
 from distill.model.tokenizer import train_tokenizer
 
 WORDS = "a whale is no fish and a ship is no island but both of them go over the sea by night"
@@ -35,6 +35,15 @@ def test_passages_are_the_text_in_pieces_of_so_many_tokens() -> None:
     assert text.startswith("".join(found)) and len(text) - len("".join(found)) < 20 * 20
     lengths = [len(tokenizer(passage, add_special_tokens=False)["input_ids"]) for passage in found]
     assert sum(lengths) / len(lengths) == pytest.approx(20, abs=1)
+
+
+def test_a_prompted_row_is_the_passage_cut_at_a_token() -> None:
+    text = WORDS * 4
+    tokenizer = train_tokenizer([text], vocab_size=300, max_positions=64)
+    question, answer = (message["content"] for message in prompted(tokenizer, chat("", text))["messages"])
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (question, answer)]
+    assert question + answer == text
+    assert len(ids[0]) == len(tokenizer(text, add_special_tokens=False)["input_ids"]) // 8
 
 
 def test_the_recovered_gap_and_the_distance_from_live(tmp_path: Path) -> None:

@@ -31,12 +31,33 @@ def test_greedy_equals_generate(name: str) -> None:
     ):
         engine = Engine(model, None, config)
         assert engine.config.attention == "triton"
-        for _ in range(2):
+        for again in range(
+            4
+        ):  # prompts whole, then what the cache does not hold; both twice, as then they are captured
+            if again == 2:
+                engine.forget_prefixes()
             found = engine.generate(prompts, SamplingParams(max_tokens=MAX_TOKENS))
             assert [completion.token_ids for completion in found] == expected
         assert engine.blocks_in_use == 0
         if engine.graphs is not None and name not in ("mixtral",):
             assert engine.graphs.failure is None and engine.graphs.num_captured
+            assert engine.graphs.prompts.failure is None
+
+
+@pytest.mark.parametrize("name", ["qwen2", "phi3", "opt"])
+def test_prompts_are_captured(name: str) -> None:
+    """One and a few, in the sizes that come again."""
+    model = tiny_model(name)
+    prompts = [[3 + (7 * i + 5 * j) % 50 for j in range(22 + i)] for i in range(3)]
+    expected = [reference(model, prompt, 6) for prompt in prompts]
+    engine = Engine(model.to("cuda"), None, EngineConfig(max_batch=8, block_size=4, prefix_cache=False))
+    assert engine.graphs is not None
+    for _ in range(3):
+        for prompt, wanted in zip(prompts, expected, strict=True):
+            assert engine.generate([prompt], SamplingParams(max_tokens=6))[0].token_ids == wanted
+        found = engine.generate(prompts, SamplingParams(max_tokens=6))
+        assert [completion.token_ids for completion in found] == expected
+    assert engine.graphs.prompts.failure is None and engine.graphs.prompts.num_captured == 2
 
 
 def test_weights_change_in_place_and_elsewhere() -> None:

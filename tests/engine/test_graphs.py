@@ -12,6 +12,7 @@ import transformers as hf
 
 from distill.engine import choices, runner
 from distill.engine.graphs import batch_buckets
+from distill.engine.prompt_graphs import token_buckets
 from distill.engine.runner import Engine, EngineConfig
 from distill.engine.types import SamplingParams
 from distill.errors import EngineError
@@ -104,6 +105,67 @@ def test_replays_are_what_decode_is_computed_by(monkeypatch: pytest.MonkeyPatch)
     assert [c.token_ids[: len(e)] for c, e in zip(found, expected, strict=True)] == expected
 
 
+def test_token_buckets() -> None:
+    assert token_buckets(9) == [9] and token_buckets(40) == [16, 32, 40]
+    sizes = token_buckets(1024)
+    assert sizes == sorted(set(sizes)) and sizes[-1] == 1024
+    for count in range(129, 1025):
+        assert next(size for size in sizes if size >= count) <= count * 9 / 8
+
+
+@pytest.mark.parametrize("name,overlap", [("llama-gqa", True), ("mistral", False), ("opt", True)])
+def test_prompts_that_come_again_are_replayed(name: str, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One and several, alone and with blocks that others have filled, more than a graph has room for; the text is that
+    of generate(), and only what is new in its size is packed."""
+    model = tiny_model(name)
+    packed: list[list[int]] = []
+
+    def pack(works: list[runner.Work], *args: object, **kwargs: object) -> object:
+        packed.append([work.num_tokens for work in works])
+        return original(works, *args, **kwargs)
+
+    original = runner.pack
+    monkeypatch.setattr(runner, "pack", pack)
+    prompts = [[3 + (7 * i + 5 * j) % 50 for j in range(22 + i)] for i in range(3)]
+    expected = [reference(model, prompt, 6) for prompt in prompts]
+    engine = _engine(model, overlap=overlap, block_size=4, max_batch=12)
+    params = SamplingParams(max_tokens=6)
+    assert engine.graphs is not None
+    for repeat in range(3):
+        for prompt, wanted in zip(prompts, expected, strict=True):  # 22 to 24 tokens: one size
+            engine.forget_prefixes()
+            assert engine.generate([prompt], params)[0].token_ids == wanted
+        assert packed == [[22]] and engine.graphs.prompts.num_captured == 1, repeat
+    for _ in range(3):
+        engine.forget_prefixes()
+        assert [c.token_ids for c in engine.generate(prompts, params)] == expected
+    assert packed == [[22], [22, 23, 24]] and engine.graphs.prompts.num_captured == 2
+    cached = engine.stats.cached_tokens
+    for _ in range(2):  # the last few tokens of each
+        assert [c.token_ids for c in engine.generate(prompts, params)] == expected
+    assert engine.stats.cached_tokens > cached and engine.graphs.prompts.num_captured == 3
+    count = len(packed)
+    for _ in range(2):
+        assert [c.token_ids for c in engine.generate(prompts * 4, params)] == expected * 4  # twelve
+    assert [len(works) for works in packed[count:]] == [12, 12] and engine.blocks_in_use == 0
+
+
+def test_sampled_tokens_and_scores_after_a_replayed_prompt() -> None:
+    model = tiny_model("llama-gqa")
+    prompts = [[5 + i, 6, 7, 8] for i in range(4)]
+    params = [SamplingParams(max_tokens=5, temperature=i % 3 / 2, seed=i, logprobs=i % 2 or None) for i in range(4)]
+    expected = Engine(model, None).generate(prompts, params)
+    engine = _engine(model, overlap=True, max_batch=6, prefix_cache=False)
+    for _ in range(3):
+        found = engine.generate(prompts, params)
+        assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+        assert found[1].logprobs is not None and expected[1].logprobs is not None
+        for own, other in zip(found[1].logprobs, expected[1].logprobs, strict=True):
+            assert own.logprob == pytest.approx(other.logprob, abs=1e-5)
+    assert engine.graphs is not None and engine.graphs.prompts.num_captured == 1
+    engine.score(prompts * 2)  # asks for logits of more than the last tokens
+
+
 def test_samples_and_log_probabilities_come_from_replays_too() -> None:
     model = tiny_model("llama-gqa")
     prompts = _tree(6, seed=3)
@@ -131,8 +193,10 @@ def test_the_spare_block_is_nobodys() -> None:
 def test_weights_that_move_are_captured_anew() -> None:
     model, other = tiny_model("llama-gqa"), tiny_model("llama-gqa", seed=1)
     engine, params = _engine(model, max_batch=2), SamplingParams(max_tokens=5)
-    engine.generate([[5, 6]] * 2, params)
-    assert engine.graphs is not None and engine.graphs.num_captured
+    for _ in range(2):
+        engine.generate([[5, 6]] * 2, params)
+        engine.forget_prefixes()
+    assert engine.graphs is not None and engine.graphs.num_captured and engine.graphs.prompts.num_captured
     model.load_state_dict(other.state_dict())
     engine.weights_changed()
     assert engine.graphs.num_captured  # in place: what was captured reads the new values
@@ -140,7 +204,7 @@ def test_weights_that_move_are_captured_anew() -> None:
     moved = {name: tensor.clone() for name, tensor in tiny_model("llama-gqa", seed=2).state_dict().items()}
     model.load_state_dict(moved, assign=True)
     engine.weights_changed()
-    assert not engine.graphs.num_captured
+    assert not engine.graphs.num_captured and not engine.graphs.prompts.num_captured
     assert engine.generate([[5, 6]], params)[0].token_ids == reference(tiny_model("llama-gqa", seed=2), [5, 6], 5)
 
 

@@ -13,7 +13,16 @@ import tokenize
 from pathlib import Path
 
 ENGINE = Path(__file__).parents[2] / "distill" / "engine"
-BUILT_ON_IT = ("speculative", "constrained", "parallel.py", "graphs.py", "overlap.py", "fusion.py")
+BUILT_ON_IT = (
+    "speculative",
+    "constrained",
+    "parallel.py",
+    "graphs.py",
+    "overlap.py",
+    "fusion.py",
+    "captures.py",
+    "prompt_graphs.py",
+)
 MOST = 2_500
 _NO_CODE = {
     tokenize.COMMENT,

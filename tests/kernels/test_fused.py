@@ -84,6 +84,10 @@ def test_rotate_and_store(dtype: torch.dtype, normed: bool, heads: int, kv_heads
     _close(found, q[0])
     _close(keys, wanted_keys)
     assert torch.equal(values, wanted_values)
+    places = torch.tensor([3, 0, 6, 2, 5], device=DEVICE)
+    tables = [torch.zeros(7, dim, dtype=dtype, device=DEVICE).index_copy_(0, places, part) for part in (cos, sin)]
+    by_table = rotate_and_store(qkv, *tables, slots, keys, values, query_heads=heads, norms=norms, positions=places)
+    assert torch.equal(by_table, found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,9 +126,21 @@ def test_fused_layers_write_what_transformers_writes(name: str) -> None:
     expected = [_generate(model, prompt) for prompt in prompts]
     engine = Engine(model, None, EngineConfig(attention="triton", block_size=4, prefill_tokens=20))
     assert engine._fusion is not None and len(engine._fusion) == model.config.num_hidden_layers
+    assert engine._fusion._angles is not None and engine._fusion._norm is not None
     assert [c.token_ids for c in engine.generate(prompts, SamplingParams(max_tokens=6))] == expected
     assert engine.stats.cached_tokens > 0
     assert [_generate(model, prompt) for prompt in prompts] == expected
+
+
+def test_prompts_on_fixed_inputs_write_what_transformers_writes() -> None:
+    """Those that come again, with tokens beside them that nobody needs."""
+    model = tiny_model("qwen3").to(DEVICE)
+    prompts = [[5, 6, 7, 8, 9], [9, 8, 7]]
+    expected = [_generate(model, prompt) for prompt in prompts]
+    engine = Engine(model, None, EngineConfig(attention="triton", block_size=4, prefix_cache=False, max_batch=3))
+    for _ in range(3):
+        assert [c.token_ids for c in engine.generate(prompts, SamplingParams(max_tokens=6))] == expected
+    assert engine.graphs is not None and engine.graphs.prompts.num_captured == 1
 
 
 @pytest.mark.parametrize("name", ["gemma2", "phi3", "mixtral", "gpt-neox", "opt"])

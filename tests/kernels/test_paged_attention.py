@@ -6,6 +6,7 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -24,7 +25,9 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it 
     pytest.skip("needs a GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels need Triton")
 from distill.kernels import paged_attention  # noqa: E402
-from distill.kernels.paged_attention import paged_decode, plan_splits, varlen_prefill  # noqa: E402
+from distill.kernels.fused import rotate_and_store  # noqa: E402
+from distill.kernels.paged_attention import Turn, paged_decode, plan_splits, varlen_prefill  # noqa: E402
+from distill.kernels.paged_launches import DecodeLaunch  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 
@@ -64,9 +67,11 @@ def test_decode(window: int | None, softcap: float | None, heads: int, kv_heads:
 def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are programs enough, a short sequence has one and a long one several; counts are zero again after a
     call, and a table may be flat, with a width that only the device knows."""
-    monkeypatch.setattr(paged_attention, "_PROGRAMS", 1)
     monkeypatch.setattr(paged_attention, "_LONG", 128)
-    assert plan_splits(24, 5000, 64) == (4, 2) and plan_splits(1, 100, 64) == (2, 2)
+    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1, tokens=64)
+    assert plan_splits(24, 5000, how) == (4, 2) and plan_splits(1, 100, how) == (1, 2)
+    assert plan_splits(24, 5000, replace(how, tokens=300)) == (4, 5)
+    assert plan_splits(1, 5000, replace(how, programs=8)) == (8, 1)
     torch.manual_seed(0)
     totals = [100, 1, 129, 700]
     keys, values, tables = _cache(totals, 2, 8, (32, 32), torch.float32)
@@ -79,10 +84,67 @@ def test_decode_of_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = torch.cat([tables.flatten(), torch.full((400,), -1, dtype=torch.int32, device=DEVICE)])
     width = torch.tensor([tables.shape[1]], device=DEVICE)
     for _ in range(2):
-        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived)
+        out = paged_decode(query, keys, values, tables, lengths, scale=0.3, arrived=arrived, launch=how)
         assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
-        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width)
+        out = paged_decode(query, keys, values, flat, lengths, scale=0.3, arrived=arrived, width=width, launch=how)
         assert torch.allclose(out.double(), expected, atol=2e-5) and not arrived.any()
+
+
+@pytest.mark.parametrize("heads,kv_heads,dims", [(7, 1, (24, 20)), (2, 2, (16, 128)), (3, 1, (16, 128))])
+@pytest.mark.parametrize("programs", [1024, 66])
+def test_decode_of_one_long_sequence(heads: int, kv_heads: int, dims: tuple[int, int], programs: int) -> None:
+    """Cut into as many pieces as there may be, whose values are read in several goes, the last of them not full; the
+    largest scores stand in one piece, so that a wrong shift of the others shows."""
+    torch.manual_seed(0)
+    total = 128 * 16 - 3
+    keys, values, tables = _cache([total], kv_heads, 8, dims, torch.float32)
+    keys[tables[0, 5].item()] *= 6
+    query = torch.randn(1, heads, dims[0], device=DEVICE)
+    lengths, zero = torch.tensor([total], device=DEVICE), torch.zeros(1, dtype=torch.int64)
+    how = DecodeLaunch(tile=16, warps=2, stages=2, programs=programs, tokens=16)
+    splits, _ = plan_splits(kv_heads, total, how)
+    assert splits == min(128, programs // kv_heads)
+    out = paged_decode(query, keys, values, tables, lengths, scale=0.3, launch=how)
+    limits = {"scale": 0.3, "window": None, "softcap": None}
+    expected = paged_reference(query, keys, values, tables, zero, zero + 1, lengths - 1, **limits)
+    assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("window,normed,by_position", [(None, False, True), (70, True, True), (5, True, False)])
+@pytest.mark.parametrize("heads,kv_heads,dim", [(4, 4, 32), (6, 2, 24)])
+def test_decode_that_turns(
+    dtype: torch.dtype, window: int | None, normed: bool, by_position: bool, heads: int, kv_heads: int, dim: int
+) -> None:
+    """As `rotate_and_store` and decode one after the other: the newest token at the start of a block and of a split,
+    the only one, and one that is not to be stored."""
+    torch.manual_seed(0)
+    totals = [1, 9, 64, 65, 130, 200]
+    keys, values, tables = _cache(totals, kv_heads, 8, (dim, dim), dtype)
+    qkv = torch.randn(len(totals), (heads + 2 * kv_heads) * dim, dtype=dtype, device=DEVICE)
+    angles = torch.randn(200, dim // 2, device=DEVICE).repeat(1, 2)
+    lengths = torch.tensor(totals, dtype=torch.int64, device=DEVICE)
+    newest = lengths - 1
+    slots = tables.gather(1, newest[:, None] // 8)[:, 0].long() * 8 + newest % 8
+    norms = None
+    if normed:
+        norms = (torch.randn(dim, dtype=dtype, device=DEVICE), torch.randn(dim, dtype=dtype, device=DEVICE), 1e-5)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    own = {"keys": keys.clone(), "values": values.clone()}
+    query = rotate_and_store(qkv, cos[newest], sin[newest], slots, keys, values, query_heads=heads, norms=norms)
+    how = DecodeLaunch(tile=64, warps=2, stages=2, programs=1024, tokens=64)
+    expected = paged_decode(query, keys, values, tables, lengths, scale=0.3, window=window, launch=how)
+    kept = slots.clone()
+    kept[1] = -1
+    was = own["keys"][slots[1] // 8, :, slots[1] % 8].clone()
+    turn = Turn(cos, sin, True, kept, norms) if by_position else Turn(cos[newest], sin[newest], False, kept, norms)
+    out = paged_decode(qkv, **own, tables=tables, lengths=lengths, scale=0.3, window=window, launch=how, turn=turn)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3
+    assert torch.allclose(out, expected, atol=tolerance, rtol=tolerance)
+    assert torch.equal(own["keys"][slots[1] // 8, :, slots[1] % 8], was)
+    for mine, theirs in ((own["keys"], keys), (own["values"], values)):
+        mine[slots[1] // 8, :, slots[1] % 8] = theirs[slots[1] // 8, :, slots[1] % 8]
+        assert torch.allclose(mine, theirs, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("window", [None, 70, 5])

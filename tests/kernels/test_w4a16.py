@@ -112,3 +112,25 @@ def test_joined_layers_are_the_layers_and_share_their_memory() -> None:
     assert torch.equal(sums, added)
     other = PackedLinear(*_weight(48, 512, 64, bits=4, asymmetric=False, device=device)[:2])
     assert PackedLinear.joined([layers[0], other]) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("outputs", [160, 1040, 40])
+def test_a_gate_in_the_product_is_one_after_it(outputs: int) -> None:
+    """Of joined layers whose halves fill no program, in one piece and in several, up to one rounding more; the last one
+    has halves that are no whole slabs."""
+    device = torch.device("cuda")
+    weights = [_weight(outputs, 2048, 128, bits=4, asymmetric=False, device=device) for _ in range(2)]
+    layers = [PackedLinear(codes, scales) for codes, scales, _ in weights]
+    joined = PackedLinear.joined(layers)
+    assert (joined is None) == (outputs == 40)
+    for rows in (1, 9, 40, 130, 300):
+        x = (torch.randn(rows, 2048, device=device) * 0.1).bfloat16()
+        gate, up = (layer(x).double() for layer in layers)
+        expected = torch.nn.functional.silu(gate) * up
+        if joined is not None:
+            got = joined.gated(x)
+            assert got.shape == expected.shape and got.dtype == x.dtype
+            assert (got.double() - expected).norm() <= 1e-2 * expected.norm(), rows
+    assert joined is None or (joined.arrived is not None and not joined.arrived.any())

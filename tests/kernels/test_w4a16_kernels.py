@@ -29,8 +29,8 @@ from distill.kernels.w4a16_product import Form, counters, dense, launch_product,
         (48, 256, 128, 20, 8, True, None),
         (40, 192, 64, 3, 8, False, None),
         (100, 256, 256, 65, 3, False, None),
-        (48, 512, 64, 9, 4, True, Kind(slabs=2, warps=4, stages=2, scaled=True, programs=2)),
-        (64, 1536, 128, 9, 4, True, Kind(slabs=1, warps=1, stages=2, scaled=False, programs=1)),
+        (48, 1920, 64, 9, 4, True, Kind(slabs=2, warps=4, stages=2, scaled=True, programs=2)),
+        (64, 2688, 128, 9, 4, True, Kind(slabs=1, warps=1, stages=2, scaled=False, programs=1)),
     ],
 )
 def test_product(
@@ -56,6 +56,29 @@ def test_product(
     assert (got.double() - expected).norm() <= (1e-6 if exactly else 4e-4) * expected.norm()
     assert not arrived.any()
     assert (dense(words, grid, form, torch.float16).double() - exact).norm() <= 4e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("half,how", [(48, None), (32, Kind(4, 4, 2, False, 1)), (80, Kind(8, 4, 2, True, 2))])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gated(half: int, how: Kind | None, has_bias: bool) -> None:
+    """Gate and up in one product, in one piece and in several, with outputs that fill no program: as apart, rounded
+    where a model rounds."""
+    torch.manual_seed(0)
+    codes = torch.randint(-8, 8, (2 * half, 2688), dtype=torch.int8)
+    scales = (torch.rand(2 * half, 21) * 0.02).half()
+    x, bias = torch.randn(5, 2688).half(), torch.randn(2 * half).half() if has_bias else None
+    form = Form.of(codes, scales, None, bits=4)
+    words, grid = pack(codes, scales, None, bits=4)
+    arrived = counters(form, x.device)
+    both = x.double() @ dequantize(codes, scales, None).double().T + (0 if bias is None else bias.double())
+    gate, up = both.chunk(2, -1)
+    expected = torch.nn.functional.silu(gate) * up
+    if how is None:
+        got = product(x, words, grid, arrived, form, bias, torch.float16, gated=True)
+    else:
+        got = launch_product(x, words, grid, arrived, form, bias, torch.float16, 16, how, gated=True)
+    assert got.shape == (5, half) and not arrived.any()
+    assert (got.double() - expected).norm() <= 2e-3 * expected.norm()
 
 
 def test_the_layout_is_that_of_the_matrix_instructions() -> None:

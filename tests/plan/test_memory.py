@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distill.plan.memory import (
@@ -18,7 +20,7 @@ from distill.plan.memory import (
 from distill.plan.roofline import find_gpu
 from distill.plan.shapes import KNOWN, ModelShape
 from distill.recipe.quantize import Awq, Gptq, Int8, Nf4
-from distill.recipe.train import DpoEntry, KdEntry, LmEntry, Lora, SftEntry
+from distill.recipe.train import DpoEntry, KdEntry, LmEntry, Lora, OnPolicyEntry, Rollout, SftEntry
 
 LLAMA_2_13B = KNOWN["meta-llama/Llama-2-13b-hf"]
 TINY = ModelShape(layers=2, hidden=8, heads=4, kv_heads=2, head_size=2, ffn=12, vocab=10)
@@ -74,7 +76,9 @@ def test_training_memory_of_full_fine_tuning() -> None:
     in_bf16 = training_memory(TINY, entry, weights_dtype="bfloat16", teachers=())
     assert in_bf16 == memory  # weights that are trained are float32, however they are stored
     long = entry.model_copy(update={"max_length": 4096})
-    assert training_memory(TINY, long, weights_dtype="float32", teachers=()).logits_chunked == 1024 * 10 * 4 * 2
+    assert training_memory(TINY, long, weights_dtype="float32", teachers=()).logits_chunked == 8192 * 10 * 4 * 2
+    large = replace(TINY, vocab=151_936)
+    assert training_memory(large, long, weights_dtype="float32", teachers=()).logits_chunked == 1024 * 151_936 * 8
 
 
 def test_training_memory_of_kd_counts_the_teacher_and_the_chunk() -> None:
@@ -102,6 +106,17 @@ def test_every_teacher_that_scores_is_counted() -> None:
     one, two = (training_memory(TINY, entry, weights_dtype="float32", teachers=(LLAMA_2_13B,) * n) for n in (1, 2))
     assert two.frozen == 2 * one.frozen and two.logits_chunked * 3 == one.logits_chunked * 4
     assert two.weights == one.weights
+
+
+def test_on_policy_has_a_copy_that_answers() -> None:
+    entry = OnPolicyEntry(name="o", objective="on_policy", data=("a.parquet",), mixed_precision="bf16")
+    memory = training_memory(TINY, entry, weights_dtype="float32", teachers=(LLAMA_2_13B,))
+    assert memory.frozen == 2 * 13_015_864_320 + 2 * TINY.parameters
+    for changes in ({"mixed_precision": "no"}, {"lora": Lora(rank=2)}, {"rollout": Rollout(attention="torch")}):
+        other = training_memory(
+            TINY, entry.model_copy(update=changes), weights_dtype="float32", teachers=(LLAMA_2_13B,)
+        )
+        assert other.frozen == 2 * 13_015_864_320
 
 
 def test_lora_trains_little_and_dpo_needs_no_reference_with_it() -> None:

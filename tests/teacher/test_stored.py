@@ -13,6 +13,7 @@ from distill.errors import DataError
 from distill.teacher.bits import pack_bits, pack_widths, packed_bytes, unpack_bits, unpack_widths, width_of
 from distill.teacher.forms import Sparse, decode_sampled, encode_sampled, join, split
 from distill.teacher.stored import ABOUT, DATA, INDEX, About, Fingerprint, Reader, Record, Writer, require_match, row_id
+from distill.teacher.tail_draws import decode_top, decode_with_draws, encode_with_draws
 from distill.teacher.top_k_form import decode_top_k, encode_top_k
 from distill.teacher.tops import sparse_of_tops
 
@@ -111,6 +112,22 @@ def test_samples_come_back_exactly() -> None:
     np.testing.assert_array_equal(back.ids_E, [4, 9, 0, 2, 3])
     np.testing.assert_allclose(np.exp(back.logprobs_E) * 50, [30, 20, 50, 49, 1], rtol=1e-6)
     np.testing.assert_allclose(back.entropy_T, [0.5, 0, 1.25], atol=0.5 * math.log(10) / 255 + 1e-6)
+
+
+def test_draws_from_the_tail_come_back_as_a_whole_distribution() -> None:
+    """Two tokens: a tail of 0.2 of which 3 of 4 draws fell on 5; no tail, from which nothing is drawn."""
+    top = Sparse(np.array([2, 1]), np.array([7, 1, 4]), np.log(np.array([0.3, 0.5, 1.0], "f4")),
+                 log_tail_T=np.log(np.array([0.2, 1e-30], "f4")))  # fmt: skip
+    drawn = Sparse(np.array([2, 0]), np.array([5, 0]), np.log(np.array([0.75, 0.25], "f4")),
+                   entropy_T=np.array([1.2, 0.0], "f4"))  # fmt: skip
+    packed = encode_with_draws(top, drawn, 10, step_nats=0.01, draws=4)
+    back = decode_with_draws(packed, 2, 10, step_nats=0.01, draws=4)
+    assert back.counts_T.tolist() == [4, 1] and back.ids_E.tolist() == [0, 1, 5, 7, 4]
+    np.testing.assert_allclose(np.exp(back.logprobs_E), [0.05, 0.5, 0.15, 0.3, 1.0], rtol=0.01)
+    np.testing.assert_allclose(back.entropy_T, [1.2, 0.0], atol=0.5 * math.log(10) / 255 + 1e-6)
+    alone = decode_top(packed, 2, 10, 0.01)
+    np.testing.assert_array_equal(alone.ids_E, [1, 7, 4])
+    np.testing.assert_allclose(np.exp(alone.log_tail_T[0]), 0.2, rtol=1e-3)
 
 
 def test_split_undoes_join() -> None:

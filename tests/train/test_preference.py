@@ -24,8 +24,7 @@ from distill.records import UNPAIRED, read_parquet, write_parquet
 from distill.runs import Run
 from distill.track import read_metrics
 from distill.train import stage
-from distill.train.kto import columns_of
-from distill.train.unpaired import Answer, read_answers
+from distill.train.unpaired import Answer, columns_of, read_answers
 from tests.train import tiny
 
 PEERS: dict[str, type[Trainer]] = {"dpo": DPOTrainer, "simpo": CPOTrainer, "kto": KTOTrainer}

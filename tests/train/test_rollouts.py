@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
+from distill.engine.runner import Engine
+from distill.engine.types import EngineConfig, SamplingParams
 from distill.errors import DistillError
 from distill.model.load import load_model, load_tokenizer
 from distill.recipe.load import load_recipe
@@ -26,6 +28,7 @@ from distill.runs import Run
 from distill.track import read_metrics
 from distill.train import stage
 from distill.train.batches import Sequences, collator, read_sequences
+from distill.train.copies import Copy
 from distill.train.lora import adapter_config
 from distill.train.rollouts import Batch, Rollouts, prompts_of
 from tests.train import tiny
@@ -109,6 +112,40 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
 
 def answers_in(batches: Sequence[Batch]) -> list[list[int]]:
     return [[token for token in row if token != IGNORED] for batch in batches for row in batch["labels"].tolist()]
+
+
+def test_a_copy_in_bfloat16_answers_as_the_weights_are_now(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the engine joins the copy's weights: the trained ones stay where they are."""
+    model, batches = student(world), batches_of(world)
+    rollouts = rollouts_of(world, model, temperature=0.0)
+    monkeypatch.setattr(rollouts, "_is_copied", lambda: True)
+    places = [weight.data_ptr() for weight in model.parameters()]
+    state = torch.get_rng_state()
+    for step in range(2):
+        rounded = load_model(world / "teacher", dtype="bfloat16", device="cpu")
+        rounded.load_state_dict(model.state_dict())
+        engine = Engine(rounded, load_tokenizer(world / "teacher"), EngineConfig(max_model_len=256))
+        prompts = [prompt for batch in batches for prompt in prompts_of(batch)]
+        expected = engine.generate(prompts, SamplingParams(max_tokens=9, temperature=0.0))
+        assert answers_in(rollouts(batches, step)) == [list(answer.token_ids) for answer in expected]
+        shake(model)
+    assert model.training and places == [weight.data_ptr() for weight in model.parameters()]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_copy_follows_its_source_when_its_weights_were_put_together(world: Path) -> None:
+    source = student(world)
+    copy = Copy(source)
+    attention = copy.model.model.layers[0].self_attn
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj]
+    whole = torch.cat([linear.weight.data for linear in linears])
+    for linear, part in zip(linears, whole.split([len(linear.weight) for linear in linears]), strict=True):
+        linear.weight.data = part
+    shake(source)
+    copy.refresh()
+    theirs = source.model.layers[0].self_attn
+    assert torch.equal(whole, torch.cat([theirs.q_proj.weight, theirs.k_proj.weight, theirs.v_proj.weight]).bfloat16())
+    assert copy.model.lm_head.weight is copy.model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -26,7 +26,7 @@ from distill.track import read_metrics
 from distill.train.batches import read_sequences
 from distill.train.forward import attach_loss_head
 from distill.train.live import LiveTeacher, shard_weights
-from distill.train.recording import top_k_of
+from distill.train.reductions import top_of
 from distill.train.signals import targets_of
 from tests.train import forks, tiny
 
@@ -86,7 +86,7 @@ def stored_of(teacher: LiveTeacher, batch: dict[str, torch.Tensor]) -> SparseTar
     hidden = teacher(batch).hidden[:, :-1][batch["labels"][:, 1:] >= 0]
     log_p = torch.log_softmax(teacher.head.logits(hidden), -1)
     about = About("top_k", Fingerprint(log_p.shape[-1], "tokens", "template", "teacher"))
-    return targets_of([top_k_of(log_p, 20, 0.0)], about)
+    return targets_of([top_of(log_p, 20, 0.0)[0].fetch()], about)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -19,7 +19,7 @@ from distill.errors import DataError, TeacherError
 from distill.model.load import load_model, load_tokenizer
 from distill.objectives.divergences import Objective
 from distill.objectives.head import head_loss
-from distill.objectives.sparse import SparseTargets
+from distill.objectives.sparse import SparseTargets, sparse_chunk_loss
 from distill.objectives.sparse_head import sparse_head_loss
 from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher
@@ -32,12 +32,14 @@ from distill.teacher.ledger import Ledger
 from distill.teacher.logprobs import Position, pack
 from distill.teacher.prompt_scores import PromptScorer, ScoreSender
 from distill.teacher.stored import INDEX, Reader
+from distill.teacher.tail_draws import decode_with_draws, encode_with_draws
 from distill.teacher.transport import HttpReply
 from distill.track import read_metrics
 from distill.train import recording, stage
 from distill.train.batches import collator, read_sequences
 from distill.train.live import LiveTeacher
 from distill.train.recording import Row
+from distill.train.reductions import drawn_of, tail_drawn_of, top_of
 from distill.train.signals import StoredTeacher
 from distill.train.told import aligned
 from tests.serve.conftest import start
@@ -78,14 +80,51 @@ def test_hidden_states_train_exactly_as_the_live_teacher_and_a_wide_top_k_nearly
         {**from_start, "name": "top", "signal": WHOLE},
         {**from_start, "name": "reverse", "divergence": "reverse_kl", "packing": True, "signal": WHOLE},
         {**from_start, "name": "sampled", "signal": {"kind": "sampled", "draws": 255}},
+        {**from_start, "name": "tail", "signal": {"kind": "top_k", "k": 8, "tail_draws": 64}},
     )
     out = train(recipe)
     live = curve(recipe, "live")
     assert curve(recipe, "hidden") == pytest.approx(live, rel=1e-4)
     assert all(0.9 * full < known < 1.001 * full for known, full in zip(curve(recipe, "top"), live, strict=True))
     assert curve(recipe, "sampled") == pytest.approx(live, rel=0.25)
-    assert len(stored(recipe)) == 3 and "reverse: signals-top_k" in out and "written before" in out
+    assert curve(recipe, "tail") == pytest.approx(live, rel=0.1)
+    assert len(stored(recipe)) == 4 and "reverse: signals-top_k" in out and "written before" in out
     assert all(value > 0 and math.isfinite(value) for value in curve(recipe, "reverse"))
+
+
+def test_kept_tokens_and_draws_from_the_tail_are_the_distribution_in_expectation() -> None:
+    """2,000 records of one distribution, through bytes and back: the mean is within four standard errors of it, the
+    variance is that of draws from the tail, and the loss's gradient is that of the dense forward KL in the mean."""
+    generator = torch.Generator().manual_seed(0)
+    rows, k, draws, records = 40, 10, 20, 2000
+    log_p = torch.log_softmax(2.0 * torch.randn(1, rows, generator=generator), -1)
+    top, rest = top_of(log_p.expand(records, rows), k, 0.0)
+    drawn = tail_drawn_of(rest, log_p.expand(records, rows), draws, generator)
+    packed = encode_with_draws(top.fetch(), drawn.fetch(), rows, step_nats=1e-3, draws=draws)
+    back = decode_with_draws(packed, records, rows, step_nats=1e-3, draws=draws)
+    dense = np.zeros((records, rows))
+    dense[np.repeat(np.arange(records), back.counts_T), back.ids_E] = np.exp(back.logprobs_E)
+    np.testing.assert_allclose(dense.sum(-1), 1.0, atol=1e-5)
+    p, tail = log_p[0].exp().numpy(), float(rest[0].sum())
+    share, used = rest[0].numpy() / tail, min(draws, math.ceil(4 * tail * draws))
+    assert 1 < used < draws
+    deviation = tail * np.sqrt(share * (1 - share) / used)
+    assert (np.abs(dense.mean(0) - p) <= 4 * deviation / math.sqrt(records) + 1e-3 * p).all()
+    np.testing.assert_allclose(dense.std(0)[share > 0.01], deviation[share > 0.01], rtol=0.15)
+
+    student = torch.randn(1, rows, generator=generator, dtype=torch.float64)
+    targets = SparseTargets(
+        rows,
+        torch.from_numpy(np.concatenate([[0], np.cumsum(back.counts_T)])),
+        torch.from_numpy(back.ids_E),
+        torch.from_numpy(back.logprobs_E),
+        entropy_N=torch.from_numpy(back.entropy_T),
+    )
+    labels = torch.zeros(records, dtype=torch.long)
+    _, gradient = sparse_chunk_loss(student.expand(records, rows), targets, labels, None, Objective(), 0)
+    expected = torch.softmax(student[0], -1) - log_p[0].exp()
+    bound = 4 * torch.from_numpy(deviation) / math.sqrt(records) + 1e-3
+    assert ((gradient.mean(0) - expected).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("kind", ["hidden", "top_k", "sampled"])
@@ -183,10 +222,8 @@ def test_padded_vocabularies_are_exact(form: str, extra: int) -> None:
         ours = head_loss(hidden, student, states.clone(), teacher, labels, Objective())
         torch.testing.assert_close(ours.loss, live.loss)
         return
-    if form == "top_k":
-        found = recording.top_k_of(log_p, common - 1, 0.0)
-    else:
-        found = recording.sampled_of(log_p, 100_000, generator)
+    reduced = top_of(log_p, common - 1, 0.0)[0] if form == "top_k" else drawn_of(log_p, 100_000, generator)
+    found = reduced.fetch()
     offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(found.counts_T)]))
     extras = {"log_tail_N": found.log_tail_T, "entropy_N": found.entropy_T}
     targets = SparseTargets(
@@ -360,9 +397,16 @@ def test_what_a_signal_cannot_give_is_refused_in_the_recipe(world: Path) -> None
         world,
         {**KD, "name": "one", "divergence": "reverse_kl", "signal": {"kind": "sampled"}},
         {**KD, "name": "two", "temperature": 2.0, "signal": told},
+        {**KD, "name": "three", "divergence": "jsd", "signal": {"kind": "top_k", "tail_draws": 8}},
+        {**KD, "name": "four", "signal": {**told, "tail_draws": 8}},
     )
     places = [location for location, _, _ in recipe.cross_problems()]
-    assert places == [("train", 0, "divergence"), ("train", 1, "temperature")]
+    assert places == [
+        ("train", 0, "divergence"),
+        ("train", 1, "temperature"),
+        ("train", 2, "divergence"),
+        ("train", 3, "signal"),
+    ]
     for elsewhere in ({"offload": True}, {"shard": True}):
         small = {"kind": "live", "precision": "nf4"}
         assert not list(tiny.recipe(world, {**KD, "signal": small}).cross_problems())

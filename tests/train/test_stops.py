@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import train_step_ways as ways
+from benchmarks.train_step import TINY, rows_of
 from distill.errors import DistillError
 from distill.model.load import load_tokenizer
 from distill.records import INSTRUCTION, read_parquet, write_parquet
@@ -111,7 +114,6 @@ def test_a_loss_that_is_no_number_names_its_rows_and_spoils_nothing(world: Path,
 def test_a_gradient_that_is_no_number_names_the_rows_of_its_step() -> None:
     places = [[(row % 2, 10 * row)] for row in range(8)]
     check = FiniteCheck("kd", [3, 1, 2, 0, 4, 5, 6, 7], places, ["a.parquet", "b.parquet"])
-    model = torch.nn.Linear(2, 1)
     arguments: Any = SimpleNamespace(world_size=1, per_device_train_batch_size=2)
     state: Any = SimpleNamespace(global_step=1)
     control: Any = None
@@ -119,15 +121,40 @@ def test_a_gradient_that_is_no_number_names_the_rows_of_its_step() -> None:
         check.on_step_begin(arguments, state, control)
         check.see(torch.tensor(0.5, requires_grad=True))
         check.see(torch.tensor(0.25))
-        model.weight.grad = torch.tensor([[0.0, value]])
+        check.see_norm(torch.tensor(value))
         if value == 1.0:
-            check.on_pre_optimizer_step(arguments, state, control, model=model)
+            check.on_pre_optimizer_step(arguments, state, control)
             continue
-        wanted = "kd: gradient inf of a finite loss in step 2, from rows 40, 60 of a.parquet, rows 50, 70 of b.parquet"
+        wanted = "kd: gradients of norm inf and a finite loss in step 2, from rows 40, 60 of a.parquet, rows 50, 70 of"
         with pytest.raises(DistillError, match=wanted):
-            check.on_pre_optimizer_step(arguments, state, control, model=model)
+            check.on_pre_optimizer_step(arguments, state, control)
     check.on_step_begin(arguments, state, control)
     check.see(torch.tensor(1.0))
     check.see(torch.tensor(float("nan")))
+    check.see_norm(torch.tensor(float("nan")))
     with pytest.raises(DistillError, match="kd: loss nan in step 2, from rows 60 of a.parquet, rows 70 of b.parquet"):
-        check.on_pre_optimizer_step(arguments, state, control, model=model)
+        check.on_pre_optimizer_step(arguments, state, control)
+
+
+def test_a_training_stops_before_a_gradient_that_is_no_number_reaches_the_weights() -> None:
+    """The loss is finite, and so the norm that clipping computes has to tell."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": TINY.vocab, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+    student, teacher = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    rows = [ways.Row(*row) for row in rows_of(TINY, 24)]
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append({name: weight.detach().clone() for name, weight in student.named_parameters()})
+        return gradient if len(seen) < 4 else gradient * float("nan")  # two micro-batches a step
+
+    student.model.norm.weight.register_hook(spoil)
+    setting = ways.Setting(
+        student, teacher, rows, 6, batch=4, micro_batch=2, max_new_tokens=0, bfloat16=False, triton=False
+    )
+    with pytest.raises(DistillError, match="ours: gradients of norm nan and a finite loss in step 2, from rows "):
+        ways.ours_off_policy(setting).train()
+    assert len(seen) == 4 and not torch.equal(seen[0]["lm_head.weight"], seen[3]["lm_head.weight"])
+    for name, weight in student.named_parameters():
+        assert torch.equal(weight, seen[3][name]) and weight.isfinite().all()
