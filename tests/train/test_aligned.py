@@ -254,8 +254,10 @@ def test_what_the_student_wrote_is_read_by_the_teacher(world: Path) -> None:
     assert nothing.spans == [0] and [nothing.ids[place] for place in nothing.places] == [theirs.eos_token_id]
 
 
-def test_resumed_equals_uninterrupted(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = (recipe_of(world, name) for name in ("whole", "parts"))
+@pytest.mark.parametrize("lora", [False, True])
+def test_resumed_equals_uninterrupted(world: Path, monkeypatch: pytest.MonkeyPatch, lora: bool) -> None:
+    adapters: dict[str, Any] = {"lora": {"rank": 4}} if lora else {}
+    whole, parts = (recipe_of(world, f"{name}-{lora}".lower(), **adapters) for name in ("whole", "parts"))
     train(whole)
     original = Watch.on_step_end
 
