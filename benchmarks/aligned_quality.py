@@ -47,7 +47,7 @@ def stories(teacher: Path, count: int, tokens: int) -> list[str]:
     model, tokenizer = load_model(teacher, dtype="float32", device="cpu"), load_tokenizer(teacher)
     found: list[str] = []
     while len(found) < count:
-        start = torch.full((100, 1), tokenizer.bos_token_id)
+        start = torch.full((min(100, count), 1), tokenizer.bos_token_id)
         made = model.generate(
             start, do_sample=True, top_k=0, max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id
         )
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.stories, options.steps, options.seeds = 50, 5, 1
+        options.stories, options.steps, options.seeds, options.length = 30, 3, 1, 60
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, options)
