@@ -171,7 +171,7 @@ class Run:
         weights = self.recipe.teacher_weights()
         if weights is not None:
             found["teacher"] = Path(weights)
-        if self.recipe.train:
+        if self.recipe.train and not self.recipe.from_scratch:
             found["student-base"] = self.checkpoint("student")
         for entry in self.recipe.train:
             found[entry.name] = self.checkpoint(entry.name)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import DistillError
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import Evaluate, Recipe
+from distill.recipe.teacher import Student
 from distill.runs import Run, digest_of, file_digest, path_digest, write_atomically
 
 
@@ -94,3 +95,16 @@ def test_atomic_writing_replaces_whole_files_and_leaves_no_rest(tmp_path: Path) 
     write_atomically(target, json.dumps([2]))
     assert json.loads(target.read_text()) == [2]
     assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_random_weights_are_no_variant(tmp_path: Path) -> None:
+    """A student from scratch has no model before its first entry, so serve and evaluate have none to load."""
+    scratch = {"vocab_size": 512, "hidden_size": 8, "layers": 1, "heads": 1, "kv_heads": 1, "intermediate_size": 8}
+    entry = {"name": "reads", "objective": "lm", "corpus": "plain", "steps": 1}
+    document = {"name": "r", "output_dir": str(tmp_path), "train": [entry], "student": {"scratch": scratch}}
+    recipe = Recipe.model_validate_json(json.dumps(document))
+    assert list(Run(recipe).variants()) == ["teacher", "reads"]
+    unknown = recipe.model_copy(update={"evaluate": Evaluate(variants=("student-base",))})
+    assert [place for place, _, _ in unknown.cross_problems()] == [("evaluate", "variants", 0)]
+    pretrained = recipe.model_copy(update={"student": Student(model="m")})
+    assert list(Run(pretrained).variants()) == ["teacher", "student-base", "reads"]

@@ -44,8 +44,6 @@ def chosen_variants(recipe: Recipe, run: Run) -> dict[str, Path]:
     assert recipe.evaluate is not None
     wanted = recipe.evaluate.variants
     found = {name: path for name, path in run.variants().items() if wanted is None or name in wanted}
-    if wanted is None and recipe.student is not None and recipe.student.scratch is not None:
-        found.pop("student-base", None)  # random weights have nothing to say
     if not found:
         raise DistillError(
             "there is no variant to evaluate",

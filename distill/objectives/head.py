@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,22 @@ _LOGITS_BYTES = 0.8 * 2**30  # of both buffers, beyond which the teacher's is a 
 _LOW_PRECISION_SUMS = 4  # chunks whose head gradients may be summed in the head's own 16 bits
 
 
+class TeacherHead(Protocol):
+    """What reads a teacher's hidden states [N, K]: a model's LM head, or that of several (`mixture.MixedHead`)."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def map(self) -> LogitMap: ...
+
+    def logits(self, hidden_NK: Tensor) -> Tensor: ...
+
+    def projection(
+        self, compute: torch.dtype, rows: int, dtype: torch.dtype, tokens: int
+    ) -> Callable[[Tensor], Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Head:
     """An LM head: logits = softcap * tanh(scale * (hidden @ weight^T + bias) / softcap).
@@ -42,9 +58,20 @@ class Head:
     softcap: float | None = None
 
     @property
+    def rows(self) -> int:
+        """Of the vocabulary, padding included."""
+        return self.weight.shape[0]
+
+    @property
     def map(self) -> LogitMap:
         """What happens to the raw projections."""
         return LogitMap(self.scale, self.softcap)
+
+    def projection(
+        self, compute: torch.dtype, rows: int, dtype: torch.dtype, tokens: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Raw projections of at most `rows` of `tokens` hidden states at a time, in `dtype`, without a gradient."""
+        return _Projection(self.weight, self.bias, compute, rows, dtype, tokens)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V], differentiable."""
@@ -64,7 +91,7 @@ def head_loss_reference(
     student_NH: Tensor,
     student: Head,
     teacher_NK: Tensor | None,
-    teacher: Head | None,
+    teacher: TeacherHead | None,
     labels_N: Tensor,
     objective: Objective,
     weights_N: Tensor | None = None,
@@ -81,7 +108,7 @@ def head_loss(
     student_NH: Tensor,
     student: Head,
     teacher_NK: Tensor | None,
-    teacher: Head | None,
+    teacher: TeacherHead | None,
     labels_N: Tensor,
     objective: Objective,
     weights_N: Tensor | None = None,
@@ -138,7 +165,7 @@ class _HeadLoss(torch.autograd.Function):
         bias_V: Tensor | None,
         student_map: LogitMap,
         teacher_NK: Tensor | None,
-        teacher: Head | None,
+        teacher: TeacherHead | None,
         labels_N: Tensor,
         weights_N: Tensor | None,
         objective: Objective,
@@ -156,7 +183,7 @@ class _HeadLoss(torch.autograd.Function):
         teacher_logits = None
         if teacher_NK is not None and teacher is not None:
             dtype = compute if form == "triton" else exact
-            teacher_logits = _Projection(teacher.weight, teacher.bias, compute, part_tokens, dtype, tokens)
+            teacher_logits = teacher.projection(compute, part_tokens, dtype, tokens)
         columns = torch.zeros(4, tokens, dtype=exact, device=hidden_NH.device)
         teacher_map = LogitMap() if teacher is None else teacher.map
         with torch.autocast(device, enabled=False):
@@ -173,9 +200,9 @@ class _HeadLoss(torch.autograd.Function):
                     columns[:, part] = chunk_function(ours, student_map, theirs, teacher_map, labels_N[part], objective)
                 weights = weights_N[rows].to(exact).unsqueeze(-1) if weights_N is not None else None
                 gradients.add(rows, gradient_CV.to(compute), hidden, logits.weight, weights)
+            sums = _sums(columns, weights_N, objective)  # a product, which autocast would round to 8 bits
         ctx.gradients = gradients  # type: ignore[attr-defined]
         ctx.dtype = weight_VH.dtype  # type: ignore[attr-defined]
-        sums = _sums(columns, weights_N, objective)
         ctx.mark_non_differentiable(metrics := sums[1:].clone())
         return sums[0].clone(), metrics
 
@@ -253,9 +280,9 @@ class _Projection:
         return torch.addmm(self._bias, hidden, self.weight.T, out=out)
 
 
-def _part_tokens(chunk_tokens: int, weight_VH: Tensor, teacher: Head | None, compute: torch.dtype) -> int:
+def _part_tokens(chunk_tokens: int, weight_VH: Tensor, teacher: TeacherHead | None, compute: torch.dtype) -> int:
     """How many of the teacher's rows exist at once: wider products are faster, but their logits are memory."""
-    width = weight_VH.shape[0] if teacher is None else teacher.weight.shape[0]
+    width = weight_VH.shape[0] if teacher is None else teacher.rows
     half = (chunk_tokens * weight_VH.shape[0] + chunk_tokens // 2 * width) * compute.itemsize
     return max(1, chunk_tokens // (2 if half <= _LOGITS_BYTES else 4))
 

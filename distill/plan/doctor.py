@@ -24,6 +24,7 @@ from distill.plan.finding import Finding, failed, fine, warned
 from distill.plan.show import size
 from distill.recipe.generate import CodeJob
 from distill.recipe.schema import Recipe
+from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.sandbox.run import check_available
 from distill.sandbox.types import SandboxError
 
@@ -211,6 +212,9 @@ def _bubblewrap(*, required: bool) -> Finding:
 def _models(recipe: Recipe) -> Iterator[Finding]:
     """Folders of weights that the recipe names; a hub id is not looked up."""
     named = {"teacher weights": recipe.teacher_weights(), "student": recipe.student.model if recipe.student else None}
+    for entry in recipe.train:
+        if isinstance(entry, KdEntry | OnPolicyEntry):
+            named |= {f"weights of {name}": path for name, path in recipe.scoring_weights(entry).items()}
     for what, model in named.items():
         if model is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.plan.shapes import ModelShape
@@ -159,9 +160,9 @@ def _pass_of(entry: Entry, vocab: int) -> _Pass:
 
 
 def training_memory(
-    shape: ModelShape, entry: Entry, *, weights_dtype: str, teacher: ModelShape | None
+    shape: ModelShape, entry: Entry, *, weights_dtype: str, teachers: Sequence[ModelShape]
 ) -> TrainingMemory:
-    """Memory of one entry on one device.
+    """Memory of one entry on one device; `teachers` are those that it scores with.
 
     Weights that are trained are float32, for bfloat16 loses small updates; mixed precision adds a bf16 copy for the
     pass. Only the frozen base of LoRA under mixed precision stays in `weights_dtype`, as it is stored.
@@ -171,8 +172,9 @@ def training_memory(
     stored = DTYPE_BYTES[weights_dtype] if adapters and work.mixed else _FP32
     trainable = adapters or shape.parameters
     frozen, models = 0, 1
-    if isinstance(entry, KdEntry | OnPolicyEntry) and teacher is not None and entry.signal.kind == "live":
-        frozen, models = 2 * teacher.parameters, 2  # a teacher in 16 bits
+    if isinstance(entry, KdEntry | OnPolicyEntry) and entry.signal.kind == "live":
+        frozen = sum(2 * teacher.parameters for teacher in teachers)  # in 16 bits
+        models = 1 + len(teachers)
     elif isinstance(entry, DpoEntry | KtoEntry) and not adapters:
         frozen = shape.parameters * stored
     if isinstance(entry, OnPolicyEntry) and work.mixed and not adapters and entry.rollout.attention != "torch":

@@ -42,7 +42,7 @@ from distill.recipe.generate import Job
 from distill.recipe.quantize import Qat
 from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher, Teacher
-from distill.recipe.train import KdEntry, OnPolicyEntry
+from distill.recipe.train import Entry, KdEntry, OnPolicyEntry
 from distill.runs import Run, digest_of
 from distill.teacher.pricing import Rates, blended, rates_of
 
@@ -59,7 +59,7 @@ def run(recipe: Recipe, run: Run, *, console: Console) -> dict[str, Any]:
     plan = {
         "gpu": asdict(gpu),
         "generate": [asdict(cost) for cost in costs],
-        "train": _training(recipe, gpu, student, teacher, {cost.name: cost for cost in costs}),
+        "train": _training(recipe, gpu, student, teacher, {cost.name: cost for cost in costs}, notes),
         "serve": _serving(recipe, gpu, student, teacher),
     }
     show.print_plan(plan, recipe, notes, console=console)
@@ -144,7 +144,12 @@ def _rates_of(teacher: Teacher) -> Rates | None:
 
 
 def _training(
-    recipe: Recipe, gpu: Gpu, student: ModelSize | None, teacher: ModelSize | None, costs: dict[str, JobCost]
+    recipe: Recipe,
+    gpu: Gpu,
+    student: ModelSize | None,
+    teacher: ModelSize | None,
+    costs: dict[str, JobCost],
+    notes: list[str],
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for entry in recipe.train:
@@ -152,11 +157,12 @@ def _training(
         steps = optimizer_steps(entry, count)
         row: dict[str, Any] = {"name": entry.name, "objective": entry.objective, "rows": count, "steps": steps}
         if student is not None and recipe.student is not None:
+            scoring = _scoring(recipe, entry, teacher, notes)
             memory = training_memory(
                 student.shape,
                 entry,
                 weights_dtype=recipe.student.dtype,
-                teacher=teacher.shape if teacher else None,
+                teachers=[one.shape for one in scoring],
             )
             row |= asdict(memory) | {"total": memory.total, "fits": memory.total <= gpu.memory}
             tokens = steps * tokens_per_step(entry) if steps is not None else None
@@ -165,11 +171,21 @@ def _training(
                 beside = (
                     isinstance(entry, KdEntry | OnPolicyEntry) and entry.signal.kind != "stored"
                 )  # a stored signal costs it once
-                kd_teacher = 2 * teacher.parameters if teacher is not None and beside else 0
+                kd_teacher = 2 * sum(one.parameters for one in scoring) if beside else 0
+                if isinstance(entry, KdEntry | OnPolicyEntry) and entry.teachers and entry.teachers.route != "mixture":
+                    kd_teacher //= max(1, len(scoring))  # a row is one teacher's
                 flop = (6 * student.parameters + kd_teacher) * tokens
                 row["gpu_hours_at_most"] = flop / (_MODEL_FLOP_UTILISATION * gpu.flops) / 3600
         rows.append(row)
     return rows
+
+
+def _scoring(recipe: Recipe, entry: Entry, teacher: ModelSize | None, notes: list[str]) -> list[ModelSize]:
+    """The teachers of an entry, as far as their sizes are known."""
+    if not isinstance(entry, KdEntry | OnPolicyEntry) or entry.teachers is None:
+        return [] if teacher is None else [teacher]
+    sizes = [_size(weights, name, notes) for name, weights in recipe.scoring_weights(entry).items()]
+    return [size for size in sizes if size is not None]
 
 
 def _serving(recipe: Recipe, gpu: Gpu, student: ModelSize | None, teacher: ModelSize | None) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from pydantic import Field
 from distill.recipe.base import Section
 from distill.recipe.generate import Isolation, Job, TaskKind, why_no_shards
 from distill.recipe.quantize import Quantizer
-from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher
-from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry
+from distill.recipe.teacher import Dtype, EmbeddedTeacher, Student, Teacher, weights_of
+from distill.recipe.train import Entry, FakeQuantization, KdEntry, LmEntry, OnPolicyEntry, why_not_aligned
 
 
 class Serve(Section):
@@ -93,13 +93,22 @@ class Recipe(Section):
 
     def teacher_weights(self) -> str | None:
         """Folder or hub id of the teacher's weights, where they can be had."""
-        if isinstance(self.teacher, EmbeddedTeacher):
-            return self.teacher.weights or self.teacher.model
-        return self.teacher.weights
+        return weights_of(self.teacher)
+
+    def scoring_weights(self, entry: KdEntry | OnPolicyEntry) -> dict[str, str]:
+        """Of the teachers that an entry names, each once: folder or hub id of its weights, by name."""
+        known = self.teachers_by_label()
+        named = {} if entry.teachers is None else {name: weights_of(known[name]) for name in entry.teachers.names}
+        return {name: weights for name, weights in named.items() if weights is not None}
 
     def teachers_by_label(self) -> dict[str, Teacher]:
         """Every teacher by its id, else its model."""
         return {teacher.id or teacher.model: teacher for teacher in (self.teacher, *self.teachers)}
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the student begins as random weights, which are no variant: they have nothing to say."""
+        return self.student is not None and self.student.scratch is not None
 
     def init_of(self, entry_name: str) -> str:
         """Name of the entry that `entry_name` starts from, or 'student'."""
@@ -163,12 +172,25 @@ class Recipe(Section):
         self, index: int, entry: KdEntry | OnPolicyEntry
     ) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         """Mistakes between an entry that distils, its signal and the teacher."""
-        if (isinstance(entry, OnPolicyEntry) or entry.needs_weights) and self.teacher_weights() is None:
+        if entry.teachers is not None:
+            known = self.teachers_by_label()
+            for place, name in enumerate(entry.teachers.names):
+                named = ("train", index, "teachers", "names", place)
+                if name not in known:
+                    yield named, f"no teacher '{name}'", tuple(known)
+                elif weights_of(known[name]) is None:
+                    yield named, f"the distributions of '{name}' are read: set its weights to a folder or hub id", ()
+            for key, problem in entry.teachers.problems(entry):
+                yield ("train", index, "teachers", key), problem, ()
+        elif (isinstance(entry, OnPolicyEntry) or entry.needs_weights) and self.teacher_weights() is None:
             name = entry.objective
             problem = (
                 f"{name} reads the teacher's distributions: set teacher.weights to a folder or hub id of its weights"
             )
             yield ("train", index, "objective"), problem, ()
+        unaligned = why_not_aligned(entry)
+        if unaligned is not None:
+            yield ("train", index, "alignment"), unaligned, ()
         unsound = entry.signal_problem() if isinstance(entry, KdEntry) else None
         if unsound is not None:
             yield ("train", index, unsound[0]), unsound[1], ()
@@ -251,7 +273,8 @@ class Recipe(Section):
                 if data is not None and data not in jobs and not _is_path(data):
                     yield ("quantize", index, "calibration", "data"), f"no generate job '{data}'", jobs
         if self.evaluate is not None and self.evaluate.variants is not None:
-            known = ("teacher", "student-base", *trained, *(q.name for q in self.quantize))
+            base = () if self.from_scratch else ("student-base",)
+            known = ("teacher", *base, *trained, *(q.name for q in self.quantize))
             for index, name in enumerate(self.evaluate.variants):
                 if name not in known:
                     yield ("evaluate", "variants", index), f"no variant '{name}'", known

@@ -110,6 +110,11 @@ Teacher = Annotated[
 ]
 
 
+def weights_of(teacher: Teacher) -> str | None:
+    """Folder or hub id of a teacher's weights, where they can be had."""
+    return teacher.weights or (teacher.model if isinstance(teacher, EmbeddedTeacher) else None)
+
+
 class Scratch(Section):
     """A Llama with random weights and a byte-level BPE tokenizer trained on its corpus."""
 

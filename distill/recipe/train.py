@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -77,6 +78,48 @@ class SftEntry(EntryCommon, PassFields):
     packing: bool = False
 
 
+class Scoring(Section):
+    """Several live teachers of one tokenizer for one entry, by the names that jobs know them by."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="ids (else models) of the recipe's teachers")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="of the names in turn, for a mixture; null: equal ones"
+    )
+    route: Literal["mixture", "rows", "data"] = Field(
+        default="mixture",
+        description="mixture: all score every row; rows: whom its column `teacher` names; data: names in turn for data",
+    )
+
+    def problems(self, entry: KdEntry | OnPolicyEntry) -> Iterator[tuple[str, str]]:
+        """(key, problem) of what does not go together, the names aside."""
+        if self.weights is not None and self.route != "mixture":
+            yield "weights", f"with route {self.route} each row has one teacher: leave weights out"
+        elif self.weights is not None and len(self.weights) != len(self.names):
+            yield "weights", f"needs a weight for each of the {len(self.names)} names; got {len(self.weights)}"
+        if self.route == "data" and len(self.names) != len(entry.data):
+            yield "names", f"route data needs a name for each of the {len(entry.data)} of data; got {len(self.names)}"
+        elif self.route != "data" and len(set(self.names)) < len(self.names):
+            yield "names", "a teacher is named twice"
+        if not isinstance(entry.signal, LiveSignal):
+            yield "route", "only live teachers are several: use signal live"
+        elif entry.signal.shard and self.route != "mixture":
+            yield "route", "a teacher in shares needs every process at each step, and rows may not be there: no shard"
+        if entry.alignment is not None:
+            yield "route", "texts are aligned with one teacher: leave alignment or teachers out"
+        if isinstance(entry, KdEntry) and entry.matching is not None:
+            yield "route", "hidden states are matched with one teacher's: leave matching or teachers out"
+
+
+class Alignment(Section):
+    """How a teacher of another tokenizer is compared, by spans of text that both tokenizations delimit."""
+
+    unmatched: Literal["prefix", "uld"] = Field(
+        default="prefix",
+        description="tokens that one side lacks: count to the longest shared beginning, or by sorted probabilities",
+    )
+    uld_weight: float = Field(default=1.0, gt=0, description="of the sorted probabilities' distance, for uld")
+
+
 class DivergenceFields(PassFields):
     """Which divergence between teacher and student, and how it is computed."""
 
@@ -84,6 +127,8 @@ class DivergenceFields(PassFields):
     beta: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share of the mixture of jsd")
     skew: float = Field(default=0.1, gt=0, lt=1, description="share of the first distribution in the skew KLs' second")
     temperature: float = Field(default=1.0, gt=0)
+    alignment: Alignment | None = Field(default=None, description="for a live teacher of another tokenizer")
+    teachers: Scoring | None = Field(default=None, description="who scores; null: the recipe's `teacher`")
 
 
 class LayerPair(Section):
@@ -172,6 +217,19 @@ class OnPolicyEntry(EntryCommon, DivergenceFields):
     )
     rollout: Rollout = Rollout()
     signal: LiveSignal = Field(default=LiveSignal(), description="how the teacher's weights are held")
+
+
+def why_not_aligned(entry: KdEntry | OnPolicyEntry) -> str | None:
+    """What keeps an entry's texts from being aligned as it asks; None where it does not ask or nothing does."""
+    if entry.alignment is None:
+        return None
+    if not isinstance(entry.signal, LiveSignal):
+        return "what is stored or served of a teacher is in the student's tokens: use signal live"
+    if isinstance(entry, KdEntry) and entry.matching is not None:
+        return "hidden states of other tokens cannot be matched: leave matching out"
+    if entry.kernel == "triton":
+        return "the kernel compares models of one tokenizer: set kernel: torch"
+    return None
 
 
 class DpoEntry(EntryCommon):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from distill.errors import DataError
 from distill.teacher.logprobs import Position, unpack
+from distill.text.token_bytes import ids_by_bytes
 
 SIDECAR = "logprobs.parquet"
 UNKNOWN = -1  # in the place of an id: a token that the vocabulary does not hold, or none (fewer than `top` were sent)
@@ -150,41 +151,3 @@ class Sidecar:
         if token.startswith(_ID_PREFIX) and token[len(_ID_PREFIX) :].isdigit():
             return int(token[len(_ID_PREFIX) :])
         return self._ids.get(token, UNKNOWN)
-
-
-def ids_by_bytes(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
-    """Token ids by the bytes that they stand for, of a byte-level (GPT-2) or a SentencePiece vocabulary.
-
-    Of several tokens for the same bytes an ordinary one wins over SentencePiece's `<0x41>`, and a lower id over others.
-    """
-    to_bytes = _byte_level if any("Ġ" in token for token in vocabulary) else _sentence_piece
-    found: dict[bytes, int] = {}
-    by_rank = sorted(vocabulary.items(), key=lambda item: (_is_byte_token(item[0]), item[1]))
-    for token, index in by_rank:
-        found.setdefault(to_bytes(token), index)
-    return found
-
-
-def _is_byte_token(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def _sentence_piece(token: str) -> bytes:
-    return bytes([int(token[3:5], 16)]) if _is_byte_token(token) else token.replace("▁", " ").encode()
-
-
-def _byte_level(token: str) -> bytes:
-    try:
-        return bytes(_BYTE_OF[char] for char in token)
-    except KeyError:  # an added token stands for itself
-        return token.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's way to write bytes as visible characters: printable Latin-1 as it is, the others from U+0100 on."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
-
-
-_BYTE_OF = _byte_alphabet()

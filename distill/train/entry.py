@@ -21,6 +21,7 @@ from distill.quiet import quiet
 from distill.recipe.train import DpoEntry, KdEntry, KtoEntry, OnPolicyEntry, PairsEntry, SftEntry, SimpoEntry
 from distill.runs import StageFolder
 from distill.track import Tracker
+from distill.train.aligned import AlignedTeacher
 from distill.train.arguments import common_arguments, uses_bfloat16
 from distill.train.batches import (
     Pairs,
@@ -95,6 +96,12 @@ def train_entry(
         finite = FiniteCheck(entry.name, order, rows.places, [str(path) for path in source.data])
         checkpoints = folder.path / CHECKPOINTS
         trainer, grids = _trainer(entry, source, tokenizer, rows, order, steps, checkpoints, processes, watch, finite)
+        aligned = _aligned_facts(trainer)
+        if aligned and processes.is_first:
+            console.print(
+                f"{entry.name}: {aligned['compared_tokens']:.1%} of the student's tokens compared with the teacher's, "
+                f"{aligned['paired_tokens']:.1%} one to one; {aligned['shared_vocabulary']:.1%} of its tokens shared"
+            )
         found = _resume(checkpoints, processes, tracker, console, entry.name)
         try:
             with stop.listening():
@@ -114,7 +121,13 @@ def train_entry(
             trust_remote_code=source.trust_remote_code,
             grids=grids,
         )
-    return _metrics(entry, rows, watch, steps, processes, trainer)
+    return _metrics(entry, rows, watch, steps, processes, trainer) | aligned
+
+
+def _aligned_facts(trainer: Trainer) -> dict[str, float]:
+    """What a teacher of another tokenizer and the student have in common; empty for any other teacher."""
+    signal_of = trainer.signal if isinstance(trainer, KDTrainer) else None
+    return signal_of.facts if isinstance(signal_of, AlignedTeacher) else {}
 
 
 def _read(entry: ChatEntry, tokenizer: PreTrainedTokenizerBase, data: Sequence[Path]) -> Rows:
@@ -171,7 +184,7 @@ def _trainer(
     signal_of = None
     if not isinstance(entry, SftEntry) and objective.ce_weight < 1.0:
         assert source.place is not None, "kd and on_policy have a teacher"
-        signal_of = open_signal(entry, source.place, model, tokenizer, rows, config.device)
+        signal_of = open_signal(entry, source.place, model, tokenizer, rows, source.data, config.device)
     assert tokenizer.pad_token_id is not None
     collate = collator(tokenizer.pad_token_id)
     dataset, pick = numbered(rows, order, collate)

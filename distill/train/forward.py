@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from distill.objectives.aligned import AlignedTargets
+from distill.objectives.aligned_head import aligned_head_loss
 from distill.objectives.chunk import LogitMap
-from distill.objectives.divergences import IGNORED, Objective
-from distill.objectives.head import Form, Head, head_loss
+from distill.objectives.divergences import IGNORED, LossSums, Objective
+from distill.objectives.head import Form, Head, TeacherHead, head_loss
 from distill.objectives.matching import Matching
 from distill.objectives.sparse import SparseTargets
 from distill.objectives.sparse_head import sparse_head_loss
@@ -31,8 +33,16 @@ class TeacherSignal:
     hidden states of those of its layers that are to be matched."""
 
     hidden: Tensor
-    head: Head
+    head: TeacherHead
     layers: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class RoutedSignal:
+    """What several teachers say of a batch, each of its own tokens: hidden states [n, K], and which of the B x S tokens
+    these are. Every scored token is in one part."""
+
+    parts: tuple[tuple[TeacherSignal, Tensor], ...]
 
 
 @dataclass
@@ -97,7 +107,7 @@ def attach_loss_head(
         self: PreTrainedModel,
         *args: Any,
         with_loss_head: bool = False,
-        teacher: TeacherSignal | SparseTargets | None = None,
+        teacher: TeacherSignal | RoutedSignal | SparseTargets | AlignedTargets | None = None,
         **kwargs: Any,
     ) -> Any:
         if not with_loss_head:
@@ -118,6 +128,10 @@ def attach_loss_head(
             hidden_NH = hidden_BSH.flatten(0, 1)
             if isinstance(teacher, SparseTargets):
                 sums = sparse_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
+            elif isinstance(teacher, AlignedTargets):
+                sums = aligned_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
+            elif isinstance(teacher, RoutedSignal):
+                sums = _routed_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens, form)
             else:
                 sums = head_loss(
                     hidden_NH,
@@ -138,6 +152,37 @@ def attach_loss_head(
         return LossOutput(loss=loss, metrics=torch.stack(columns))
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def _routed_loss(
+    hidden_NH: Tensor,
+    student: Head,
+    teachers: RoutedSignal,
+    labels_N: Tensor,
+    objective: Objective,
+    chunk_tokens: int | None,
+    form: Form,
+) -> LossSums:
+    """The sums of every teacher's own tokens; with nothing scored, of none."""
+    parts = [
+        head_loss(
+            hidden_NH[places],
+            student,
+            signal.hidden,
+            signal.head,
+            labels_N[places],
+            objective,
+            chunk_tokens=chunk_tokens,
+            form=form,
+        )
+        for signal, places in teachers.parts
+    ]
+    if not parts:
+        nothing = hidden_NH.sum() * 0.0
+        return LossSums(nothing, *(nothing.detach() for _ in range(5)))
+    return LossSums(
+        *(torch.stack(column).sum() for column in zip(*(vars(part).values() for part in parts), strict=True))
+    )
 
 
 def _whole(parameter: Tensor) -> Tensor:

@@ -122,7 +122,8 @@ def require_same_tokens(student: PreTrainedTokenizerBase, teacher_path: str, *, 
         raise CheckpointError(
             f"student and teacher {teacher_path} have different tokenizers: {len(differing)} of {len(ours)} tokens "
             f"differ, first {example!r} ({ours[example]} against {theirs.get(example, 'none')})",
-            remedy="use objective sft, which needs only the teacher's text, or a student of the teacher's family",
+            remedy="set `alignment: {}` on the entry, with a live teacher, which compares spans of text; or use "
+            "objective sft, which needs only the teacher's text, or a student of the teacher's family",
         )
 
 

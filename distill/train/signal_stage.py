@@ -18,12 +18,12 @@ from distill.recipe.signals import HiddenSignal, LiveSignal, SampledSignal, Stor
 from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import Run, StageFolder, digest_of
 from distill.teacher.client import TeacherClient
-from distill.teacher.distributions import ids_by_bytes
 from distill.teacher.endpoint import Endpoint
 from distill.teacher.ledger import Ledger
 from distill.teacher.prompt_scores import PromptScorer, ScoreSender
 from distill.teacher.requests import teacher_identity, weights_fingerprint
 from distill.teacher.stored import About, Reader, Writer, read_about
+from distill.text.token_bytes import ids_by_bytes
 from distill.train.batches import Sequences, read_sequences
 from distill.train.live import LiveTeacher, require_same_tokens
 from distill.train.recording import record_rows, rows_to_write
@@ -50,7 +50,7 @@ def place_of(
     weights = recipe.teacher_weights()
     trust = recipe.student.trust_remote_code if recipe.student is not None else False
     if isinstance(entry, OnPolicyEntry) or entry.ce_weight == 1.0 or isinstance(entry.signal, LiveSignal):
-        return Place(weights, "", None, trust)
+        return Place(weights, "", None, trust, recipe.scoring_weights(entry))
     if isinstance(entry.signal, StoredSignal):
         folder = Path(entry.signal.path)
         return Place(weights, _identity_among(recipe, read_about(folder).fingerprint.teacher), folder, trust)

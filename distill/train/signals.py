@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import CheckpointError, DataError
+from distill.model.load import load_tokenizer, require_chat_template
+from distill.objectives.aligned import AlignedTargets
 from distill.objectives.head import Head
 from distill.objectives.sparse import SparseTargets
 from distill.recipe.signals import LiveSignal
@@ -24,9 +26,11 @@ from distill.teacher.forms import Sparse, decode_sampled, join
 from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
 from distill.teacher.tail_draws import decode_top, decode_with_draws
 from distill.teacher.top_k_form import decode_top_k
+from distill.train.aligned import open_aligned
 from distill.train.batches import NO_ROW, Sequences
-from distill.train.forward import TeacherSignal
+from distill.train.forward import RoutedSignal, TeacherSignal
 from distill.train.live import LiveTeacher, require_same_tokens
+from distill.train.several import several_teachers
 
 HEAD = "head.safetensors"
 
@@ -34,17 +38,23 @@ HEAD = "head.safetensors"
 class Signal(Protocol):
     """What an objective sees of a teacher."""
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets: ...
+    def __call__(
+        self, batch: Mapping[str, Tensor]
+    ) -> TeacherSignal | RoutedSignal | SparseTargets | AlignedTargets: ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a recipe's teacher is: its weights, its identity as a stored signal names it, and the folder of these."""
+    """Where a recipe's teacher is: its weights, its identity as a stored signal names it, and the folder of these.
+
+    `several`: weights of the teachers that the entry names instead, by name.
+    """
 
     weights: str | None
     identity: str
     stored: Path | None
     trust_remote_code: bool
+    several: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_signal(
@@ -53,20 +63,23 @@ def open_signal(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequences,
+    data: Sequence[Path],
     device: torch.device,
 ) -> Signal:
-    """The entry's signal. Raises DataError or CheckpointError for one that does not fit student, teacher or rows."""
+    """The entry's signal for `rows`, which were read from `data`. Raises DataError or CheckpointError for one that does
+    not fit student, teacher or rows."""
     if isinstance(entry.signal, LiveSignal):
+        if entry.teachers is not None:
+            loaded = {name: _live(entry.signal, path, tokenizer, place, device) for name, path in place.several.items()}
+            teachers = [loaded[name] for name in entry.teachers.names]
+            return several_teachers(entry.teachers, teachers, rows, data, entry.temperature)
         assert place.weights is not None, "the recipe refuses a live signal without teacher weights"
-        require_same_tokens(tokenizer, place.weights, trust_remote_code=place.trust_remote_code)
-        return LiveTeacher.load(
-            place.weights,
-            device=device,
-            trust_remote_code=place.trust_remote_code,
-            precision=entry.signal.precision,
-            offload=entry.signal.offload,
-            shard=entry.signal.shard,
-        )
+        if entry.alignment is None:
+            return _live(entry.signal, place.weights, tokenizer, place, device)
+        teacher = _live(entry.signal, place.weights, None, place, device)
+        theirs = load_tokenizer(place.weights, trust_remote_code=place.trust_remote_code)
+        require_chat_template(theirs, place.weights)
+        return open_aligned(entry.alignment, teacher, theirs, student, tokenizer, rows, data)
     assert place.stored is not None, "signals are written before training"
     reader = Reader(place.stored)
     vocabulary = reader.about.fingerprint.vocabulary
@@ -81,6 +94,22 @@ def open_signal(
             remedy="write them for this dataset, chat template and max_length",
         )
     return StoredTeacher(reader, device, tail_draws=entry.divergence == "forward_kl")
+
+
+def _live(
+    signal: LiveSignal, weights: str, tokenizer: PreTrainedTokenizerBase | None, place: Place, device: torch.device
+) -> LiveTeacher:
+    """A live teacher, of the student's tokenizer where that is given."""
+    if tokenizer is not None:
+        require_same_tokens(tokenizer, weights, trust_remote_code=place.trust_remote_code)
+    return LiveTeacher.load(
+        weights,
+        device=device,
+        trust_remote_code=place.trust_remote_code,
+        precision=signal.precision,
+        offload=signal.offload,
+        shard=signal.shard,
+    )
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int, teacher: str) -> Fingerprint:

@@ -191,7 +191,9 @@ def _inputs(recipe: Recipe, student: Student, run: Run, entry: Entry) -> dict[st
         else:
             raise DataError(f"train entry '{entry.name}': no dataset at {name}", remedy="mend the path")
     teacher = recipe.teacher_weights()
-    if isinstance(entry, KdEntry) and isinstance(entry.signal, StoredSignal):
+    if isinstance(entry, KdEntry | OnPolicyEntry) and entry.teachers is not None:
+        inputs |= {f"teacher:{name}": path_digest(path) for name, path in recipe.scoring_weights(entry).items()}
+    elif isinstance(entry, KdEntry) and isinstance(entry.signal, StoredSignal):
         inputs["signals"] = path_digest(entry.signal.path)
     elif isinstance(entry, KdEntry | OnPolicyEntry) and teacher is not None:
         inputs["teacher"] = path_digest(teacher)

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill.errors import DataError
-from distill.teacher.distributions import SIDECAR, UNKNOWN, Sidecar, ids_by_bytes, write_sidecar
+from distill.teacher.distributions import SIDECAR, UNKNOWN, Sidecar, write_sidecar
 from distill.teacher.logprobs import Position, pack
+from distill.text.token_bytes import ids_by_bytes
 from tests.generate.conftest import Project
 from tests.teacher.mock import Body, MockTeacher, Reply, completion
 

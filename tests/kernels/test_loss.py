@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill.objectives.divergences import CROSS_ENTROPY, DivergenceName, LossSums, Objective
 from distill.objectives.head import Head, head_loss, head_loss_reference
+from distill.objectives.mixture import MixedHead
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it when it is first imported
@@ -138,3 +139,18 @@ def test_vocabularies_of_real_models(divergence: DivergenceName, rows: tuple[int
         assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
         for got, want in zip(torch.autograd.grad(ours.loss, (source, weights.weight)), wanted, strict=True):
             assert (got.float() - want).norm() < 3e-2 * want.norm()
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "tvd"])
+def test_a_mixture_of_teachers(divergence: DivergenceName) -> None:
+    """The head of several teachers hands the kernel T log P of their mixture."""
+    hidden, student, states, teacher, labels, _ = make(torch.float32)
+    other = make(torch.float32, rows=(37, 40), transform=True)
+    objective = Objective(divergence, temperature=1.5, ce_weight=0.3)
+    mixed = MixedHead((teacher, other[3]), (0.3, 0.7), 1.5)
+    told = torch.cat([states, other[2]], -1)
+    ours = head_loss(hidden, student, told, mixed, labels, objective, chunk_tokens=9, form="triton")
+    expected = head_loss_reference(hidden, student, told, mixed, labels, objective)
+    assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    for got, wanted in zip(gradients(ours, hidden, student), gradients(expected, hidden, student), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)

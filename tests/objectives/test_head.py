@@ -195,6 +195,25 @@ def test_autocast_projects_in_bfloat16_and_returns_float32_gradients() -> None:
     assert all(gradient.dtype == torch.float32 for gradient in gradients(ours, hidden, student))
 
 
+def test_sums_under_autocast_are_float32() -> None:
+    """1,001 tokens are not the 1,000 that bfloat16 rounds them to, nor is the scale of the gradient rounded."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(rows, 8, generator=generator) for rows in (1001, 50))
+    hidden.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        sums = head_loss(
+            hidden, Head(weight), hidden.detach(), Head(weight + 0.1), torch.arange(1001) % 50, Objective()
+        )
+    assert {value.dtype for value in vars(sums).values()} == {torch.float32} and sums.weight.item() == 1001
+    (by_sum,) = torch.autograd.grad(sums.loss / 1001, hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = head_loss(
+            hidden, Head(weight), hidden.detach(), Head(weight + 0.1), torch.arange(1001) % 50, Objective()
+        )
+    (whole,) = torch.autograd.grad(again.loss, hidden)
+    torch.testing.assert_close(by_sum * 1001, whole, rtol=1e-5, atol=0.0)
+
+
 @pytest.mark.parametrize("divergence", get_args(DivergenceName))
 def test_far_apart_distributions_stay_finite(divergence: DivergenceName) -> None:
     """Probabilities that are 0 in float32 on one side or on both."""

@@ -67,18 +67,18 @@ def test_quantized_bytes_leave_the_embedding_alone() -> None:
 
 def test_training_memory_of_full_fine_tuning() -> None:
     entry = SftEntry(name="s", objective="sft", data=("a.parquet",), micro_batch_size=2, batch_size=2, max_length=16)
-    memory = training_memory(TINY, entry, weights_dtype="float32", teacher=None)
+    memory = training_memory(TINY, entry, weights_dtype="float32", teachers=())
     parameters = TINY.parameters
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
     assert memory.logits_full == 32 * 10 * 4 * 2  # logits and their gradient
     assert memory.frozen == 0 and memory.chunked and memory.logits_chunked == memory.logits_full
     assert memory.total == 16 * parameters + memory.activations + memory.logits_full
-    in_bf16 = training_memory(TINY, entry, weights_dtype="bfloat16", teacher=None)
+    in_bf16 = training_memory(TINY, entry, weights_dtype="bfloat16", teachers=())
     assert in_bf16 == memory  # weights that are trained are float32, however they are stored
     long = entry.model_copy(update={"max_length": 4096})
-    assert training_memory(TINY, long, weights_dtype="float32", teacher=None).logits_chunked == 8192 * 10 * 4 * 2
+    assert training_memory(TINY, long, weights_dtype="float32", teachers=()).logits_chunked == 8192 * 10 * 4 * 2
     large = replace(TINY, vocab=151_936)
-    assert training_memory(large, long, weights_dtype="float32", teacher=None).logits_chunked == 1024 * 151_936 * 8
+    assert training_memory(large, long, weights_dtype="float32", teachers=()).logits_chunked == 1024 * 151_936 * 8
 
 
 def test_training_memory_of_kd_counts_the_teacher_and_the_chunk() -> None:
@@ -92,7 +92,7 @@ def test_training_memory_of_kd_counts_the_teacher_and_the_chunk() -> None:
         chunk_tokens=8,
         mixed_precision="bf16",
     )
-    memory = training_memory(TINY, entry, weights_dtype="bfloat16", teacher=LLAMA_2_13B)
+    memory = training_memory(TINY, entry, weights_dtype="bfloat16", teachers=(LLAMA_2_13B,))
     assert memory.weights == 6 * TINY.parameters  # fp32 master and the bf16 copy
     assert memory.frozen == 2 * 13_015_864_320
     assert memory.logits_chunked * 8 == memory.logits_full
@@ -101,12 +101,21 @@ def test_training_memory_of_kd_counts_the_teacher_and_the_chunk() -> None:
     )
 
 
+def test_every_teacher_that_scores_is_counted() -> None:
+    entry = KdEntry(name="k", objective="kd", data=("a.parquet",))
+    one, two = (training_memory(TINY, entry, weights_dtype="float32", teachers=(LLAMA_2_13B,) * n) for n in (1, 2))
+    assert two.frozen == 2 * one.frozen and two.logits_chunked * 3 == one.logits_chunked * 4
+    assert two.weights == one.weights
+
+
 def test_on_policy_has_a_copy_that_answers() -> None:
     entry = OnPolicyEntry(name="o", objective="on_policy", data=("a.parquet",), mixed_precision="bf16")
-    memory = training_memory(TINY, entry, weights_dtype="float32", teacher=LLAMA_2_13B)
+    memory = training_memory(TINY, entry, weights_dtype="float32", teachers=(LLAMA_2_13B,))
     assert memory.frozen == 2 * 13_015_864_320 + 2 * TINY.parameters
     for changes in ({"mixed_precision": "no"}, {"lora": Lora(rank=2)}, {"rollout": Rollout(attention="torch")}):
-        other = training_memory(TINY, entry.model_copy(update=changes), weights_dtype="float32", teacher=LLAMA_2_13B)
+        other = training_memory(
+            TINY, entry.model_copy(update=changes), weights_dtype="float32", teachers=(LLAMA_2_13B,)
+        )
         assert other.frozen == 2 * 13_015_864_320
 
 
@@ -114,13 +123,13 @@ def test_lora_trains_little_and_dpo_needs_no_reference_with_it() -> None:
     assert lora_parameters(TINY, 2) == 2 * 2 * (16 + 12 + 12 + 16 + 20 + 20 + 20)
     full = DpoEntry(name="d", objective="dpo", data=("a.parquet",))
     adapted = full.model_copy(update={"lora": Lora(rank=2)})
-    whole = training_memory(TINY, full, weights_dtype="float32", teacher=None)
-    small = training_memory(TINY, adapted, weights_dtype="float32", teacher=None)
+    whole = training_memory(TINY, full, weights_dtype="float32", teachers=())
+    small = training_memory(TINY, adapted, weights_dtype="float32", teachers=())
     assert whole.frozen == 4 * TINY.parameters and small.frozen == 0
     assert small.optimizer == 8 * lora_parameters(TINY, 2)
     assert not whole.chunked  # dpo needs the log-probabilities of whole sequences
     mixed = adapted.model_copy(update={"mixed_precision": "bf16"})
-    base = training_memory(TINY, mixed, weights_dtype="bfloat16", teacher=None)
+    base = training_memory(TINY, mixed, weights_dtype="bfloat16", teachers=())
     assert base.weights == 2 * TINY.parameters + 4 * lora_parameters(TINY, 2)
 
 
@@ -132,6 +141,6 @@ def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:
 
 def test_training_on_text_holds_master_weights_and_full_logits() -> None:
     entry = LmEntry(name="l", objective="lm", corpus="chats", steps=1, rows=4, row_tokens=32)
-    memory = training_memory(TINY, entry, weights_dtype="bfloat16", teacher=None)
+    memory = training_memory(TINY, entry, weights_dtype="bfloat16", teachers=())
     assert memory.weights == 6 * TINY.parameters and memory.gradients == 4 * TINY.parameters
     assert memory.logits_full == 128 * 10 * 4 * 2 and not memory.chunked

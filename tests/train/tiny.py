@@ -36,9 +36,10 @@ def save_model(
     width: int = 32,
     seed: int = 0,
     tied: bool = True,
+    tokens: PreTrainedTokenizerFast | None = None,
 ) -> None:
-    """A Llama with random weights, its tokenizer and chat template."""
-    tokens = tokenizer()
+    """A Llama with random weights, its tokenizer (this world's own, unless another is given) and chat template."""
+    tokens = tokens or tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokens),
