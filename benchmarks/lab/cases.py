@@ -61,6 +61,7 @@ SIGNALS = {
     "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
     "top k, k 255 and 16 of the tail": {"kind": "top_k", "k": 255, "min_probability": 0.0, "tail_draws": 16},
     "sampled ids": {"kind": "sampled"},
+    "sampled ids, 128 draws": {"kind": "sampled", "draws": 128},
 }
 
 

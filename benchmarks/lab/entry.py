@@ -84,15 +84,16 @@ def train(spec: Spec, seed: str, console: Console) -> dict[str, Any]:
 
 
 def run(spec: Spec) -> None:
-    """Every seed of the spec; the results so far are written after each."""
+    """Every seed of the spec; the results so far, with those of another run, are written after each."""
     torch.set_num_threads(spec.threads)
     console = Console(highlight=False, soft_wrap=True)
-    done: dict[str, Any] = {}
+    path = Path(spec.output) / RESULT
+    done: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.exists() else {}
     for seed in spec.students:
         done[seed] = train(spec, seed, console)
         console.print(f"{spec.name}, seed {seed}: perplexity {done[seed]['perplexity']:.3f}")
         result = json.dumps({"spec": asdict(spec), "seeds": done}, indent=1)
-        write_atomically(Path(spec.output) / RESULT, result + "\n")
+        write_atomically(path, result + "\n")
 
 
 def sample_and_run(spec: Spec, rows: int, batch: int) -> None:

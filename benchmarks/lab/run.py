@@ -150,12 +150,17 @@ class Lab:
     ) -> None:
         """The teacher, unless it is `given`, and as many students as asked for at once; `after` some have ended.
 
-        The seeds of a method that stores signals stay in one process, which writes them once.
+        What another run finished in the folder is not trained again. The seeds of a method that stores signals stay in
+        one process, which writes them once.
         """
         waiting: list[tuple[Method, dict[str, str]]] = []
         for method in todo:
-            seeds = {seed: folder for seed, folder in students.items() if int(seed) <= method.seeds}
+            there = self.results(method.name)
+            seeds = {s: folder for s, folder in students.items() if int(s) <= method.seeds and s not in there}
+            if not seeds:
+                continue
             waiting += [(method, seeds)] if method.live else [(method, {s: f}) for s, f in seeds.items()]
+        given = given or bool(self.results(TEACHER))
         if not given:
             self.start_teacher()
         while (waiting or self.running) and time.monotonic() < self.deadline:
@@ -289,7 +294,7 @@ def main() -> None:
     case = Case(**{**vars(case), **changes})
     options.out.mkdir(parents=True, exist_ok=True)
     given = options.teacher is not None
-    if options.text is None:
+    if options.text is None and not (options.out / "text" / VALIDATION).exists():
         in_child(method, stories_text, options.out / "text.log", options.teacher, options.out, case).join()
     text = options.text or options.out / "text"
     lab = Lab(
