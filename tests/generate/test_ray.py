@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from distill.errors import DistillError
 from distill.recipe.schema import Recipe
 from tests.generate.conftest import Project
 from tests.generate.test_resume import GENERATE, IN_FLIGHT, ROWS, answer, job
-from tests.teacher.mock import MockTeacher
+from tests.teacher.mock import Body, MockTeacher, Reply
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray")
@@ -50,7 +51,10 @@ def worker(project: Project, shard: str) -> int:
 
 
 def test_two_workers_make_the_whole(project: Project) -> None:
-    with MockTeacher(answer) as mock:
+    def late_until_both_send(body: Body, number: int) -> Reply:
+        return replace(answer(body, number), delay=0.01 if mock.peak > IN_FLIGHT else 5.0)
+
+    with MockTeacher(late_until_both_send) as mock:
         recipe = project.recipe(mock.base_url, job(project, executor=TWO), max_concurrency=IN_FLIGHT)
         handler = signal.getsignal(signal.SIGTERM)
         printed = project.run(recipe)
