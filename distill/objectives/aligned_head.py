@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from distill.objectives.aligned import AlignedTargets, Cuts, Tokens, span_distances
 from distill.objectives.divergences import IGNORED, LossSums, Objective
+from distill.objectives.forward_gradients import chunked_loss
 from distill.objectives.head import Head
 
 _CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # of both models together: 32 and 512 MiB in float32
@@ -40,73 +40,18 @@ def aligned_head_loss(
     if chunk_tokens is None:
         rows = student.weight.shape[0] + targets.head.weight.shape[0]
         chunk_tokens = max(1, _CHUNK_LOGITS.get(student_NH.device.type, 1 << 27) // rows)
-    loss, metrics = _AlignedHeadLoss.apply(
-        student_NH.index_select(0, scored),
-        student.weight,
-        student.bias,
-        student,
-        targets,
-        labels_N.index_select(0, scored),
-        objective,
-        chunk_tokens,
-    )
+    own_labels = labels_N.index_select(0, scored)
+    device = student_NH.device.type
+    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_NH.dtype
+
+    def chunk_loss(raw_CV: Tensor, rows: slice, others: slice) -> tuple[Tensor, Tensor]:
+        theirs = _teacher_logits(targets, others, compute, raw_CV.dtype)
+        return _chunk(raw_CV, student, theirs, targets, rows, others, own_labels[rows], objective)
+
+    parts = chunks(targets.spans_N.tolist(), targets.spans_M.tolist(), chunk_tokens)
+    hidden_NH = student_NH.index_select(0, scored)
+    loss, metrics = chunked_loss(hidden_NH, student.weight, student.bias, parts, chunk_loss)
     return LossSums(loss, *metrics.unbind())
-
-
-class _AlignedHeadLoss(torch.autograd.Function):
-    """Forward makes the gradients; backward scales them."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        student: Head,
-        targets: AlignedTargets,
-        labels_N: Tensor,
-        objective: Objective,
-        chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-        device = hidden_NH.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
-        exact = torch.promote_types(compute, torch.float32)
-        hidden_gradient = torch.zeros_like(hidden_NH) if wants_hidden else None
-        weight_gradient = torch.zeros_like(weight_VH, dtype=exact) if wants_weight else None
-        bias_gradient = torch.zeros(weight_VH.shape[0], dtype=exact, device=hidden_NH.device) if wants_bias else None
-        sums = torch.zeros(6, dtype=exact, device=hidden_NH.device)
-        with torch.autocast(device, enabled=False):
-            projection = weight_VH.to(compute)
-            bias = None if bias_V is None else bias_V.to(compute)
-            for rows, others in chunks(targets.spans_N.tolist(), targets.spans_M.tolist(), chunk_tokens):
-                hidden = hidden_NH[rows].to(compute)
-                raw = F.linear(hidden, projection, bias).to(exact)
-                theirs = _teacher_logits(targets, others, compute, exact)
-                found, gradient = _chunk(raw, student, theirs, targets, rows, others, labels_N[rows], objective)
-                sums += found
-                gradient = gradient.to(compute)
-                if hidden_gradient is not None:
-                    hidden_gradient[rows] = gradient @ projection
-                if weight_gradient is not None:
-                    weight_gradient += gradient.T @ hidden
-                if bias_gradient is not None:
-                    bias_gradient += gradient.sum(0)
-        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)  # type: ignore[arg-type]
-        ctx.weight_dtype = weight_VH.dtype  # type: ignore[attr-defined]
-        ctx.mark_non_differentiable(metrics := sums[1:].clone())
-        return sums[0].clone(), metrics
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, bias = ctx.saved_tensors  # type: ignore[attr-defined]
-        dtype = ctx.weight_dtype  # type: ignore[attr-defined]
-        return (
-            None if hidden is None else hidden * loss_gradient.to(hidden.dtype),
-            None if weight is None else (weight * loss_gradient.to(weight.dtype)).to(dtype),
-            None if bias is None else (bias * loss_gradient.to(bias.dtype)).to(dtype),
-            *(None,) * 5,
-        )
 
 
 def chunks(ours: Sequence[int], theirs: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
