@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,6 @@ from distill.track import read_metrics
 from distill.train import stage
 from distill.train.aligned import align, spelling_of
 from distill.train.batches import pack, read_sequences
-from distill.train.callbacks import Watch
 from tests.objectives.two_vocabularies import cuts_between
 from tests.train import tiny
 
@@ -259,15 +256,7 @@ def test_resumed_equals_uninterrupted(world: Path, monkeypatch: pytest.MonkeyPat
     adapters: dict[str, Any] = {"lora": {"rank": 4}} if lora else {}
     whole, parts = (recipe_of(world, f"{name}-{lora}".lower(), **adapters) for name in ("whole", "parts"))
     train(whole)
-    original = Watch.on_step_end
-
-    def stopping(self: Watch, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, args, state, control, **rest)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Watch, "on_step_end", stopping)
+    with tiny.stopped_after(3, monkeypatch), pytest.raises(SystemExit):
         train(parts)
     assert "going on from step 3" in train(parts)
     assert curve(parts) == curve(whole)

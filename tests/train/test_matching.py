@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from distill.runs import Run, file_digest
 from distill.track import read_metrics
 from distill.train import stage
 from distill.train.batches import read_sequences
-from distill.train.callbacks import Watch
 from distill.train.saving import PROJECTIONS
 from tests.train import tiny
 
@@ -86,15 +83,7 @@ def test_resumed_equals_uninterrupted_and_nothing_of_it_is_exported(
     adapters: dict[str, Any] = {"lora": {"rank": 4, "merge": False}} if lora else {}
     whole, parts = (recipe_of(world, f"{name}-{lora}".lower(), **adapters) for name in ("whole", "parts"))
     train(whole)
-    original = Watch.on_step_end
-
-    def stopping(self: Watch, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, args, state, control, **rest)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Watch, "on_step_end", stopping)
+    with tiny.stopped_after(3, monkeypatch), pytest.raises(SystemExit):
         train(parts)
     checkpoint = Run(parts).stage("train", "kd").path / "checkpoints/checkpoint-3"
     start = Matching(((0, 0), (1, 2)), student=32, teacher=48, measure="mse", weight=0.3, seed=0).weights()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -15,6 +18,10 @@ from distill.model.tokenizer import train_tokenizer
 from distill.recipe.schema import Recipe
 from distill.records import INSTRUCTION, PREFERENCE, write_parquet
 from distill.train.batches import Sequences, collator
+from distill.train.callbacks import Watch
+
+if TYPE_CHECKING:
+    import pytest
 
 WORDS = (
     *("red", "blue", "green", "round", "flat", "tall", "small", "count", "sort", "reverse"),
@@ -107,3 +114,18 @@ def batch_of(rows: Sequences, numbers: Iterable[int], pad_token_id: int = 0) -> 
     ]
     batch = collate(examples)
     return {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
+
+
+@contextmanager
+def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process gets SIGTERM at the end of that step."""
+    original = Watch.on_step_end
+
+    def stopping(self: Watch, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_step_end", stopping)
+        yield
