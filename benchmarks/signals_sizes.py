@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from distill.teacher.bits import packed_bytes, width_of
 from distill.teacher.forms import MAX_KEPT, Sparse, encode_sampled
-from distill.teacher.top_k_form import decode_top_k, encode_top_k
+from distill.teacher.stored import About, Fingerprint, Record
+from distill.teacher.top_k_form import encode_top_k
+from distill.train.packed_signals import lay
 from distill.train.reductions import drawn_of
 
 ROW_TOKENS, INDEX_BYTES = 128, 32  # a row of the store costs an index record
@@ -123,14 +125,15 @@ def our_size(tokens: Tokens, min_probability: float, step_nats: float, k: int = 
         log_tail_T=np.log(tail).astype(np.float32),
     )
     packed = encode_top_k(found, tokens.rows, step_nats)
-    back = decode_top_k(packed, len(k_N), tokens.rows, step_nats)
-    assert back.log_tail_T is not None
+    about = About("top_k", Fingerprint(tokens.rows, "", "", ""), step_nats=step_nats)
+    back = lay([Record(0, len(k_N), 0, packed)], about).targets()
+    assert back.log_tail_N is not None
     by_id = np.lexsort((found.ids_E, np.repeat(np.arange(len(k_N)), k_N)))
     logprobs_E = np.empty(len(by_id))
     logprobs_E[by_id] = back.logprobs_E
     told = np.zeros_like(tokens.top_NK)
     told[kept] = logprobs_E
-    error = error_of(tokens, k_N, told, np.exp(back.log_tail_T.astype(np.float64)))
+    error = error_of(tokens, k_N, told, back.log_tail_N.double().exp().numpy())
     size = len(packed) / len(k_N) + INDEX_BYTES / ROW_TOKENS
     return Size(min_probability, step_nats, k_N.mean(), size, error)
 

@@ -17,7 +17,6 @@ unbiased (Sparse Logit Sampling, 2503.16870, with the proposal P itself); other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,19 +65,16 @@ class SparseTargets:
 
     def on(self, device: torch.device) -> SparseTargets:
         """The same, with everything but the offsets on a device."""
-        return self._with(lambda values: values.to(device, non_blocking=True))
 
-    def pinned(self) -> SparseTargets:
-        """The same in memory from which a GPU copies by itself."""
-        return self._with(Tensor.pin_memory)
+        def moved(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
 
-    def _with(self, act: Callable[[Tensor], Tensor]) -> SparseTargets:
         return replace(
             self,
-            ids_E=act(self.ids_E),
-            logprobs_E=act(self.logprobs_E),
-            log_tail_N=None if self.log_tail_N is None else act(self.log_tail_N),
-            entropy_N=None if self.entropy_N is None else act(self.entropy_N),
+            ids_E=moved(self.ids_E),
+            logprobs_E=moved(self.logprobs_E),
+            log_tail_N=None if self.log_tail_N is None else moved(self.log_tail_N),
+            entropy_N=None if self.entropy_N is None else moved(self.entropy_N),
         )
 
 

@@ -5,6 +5,8 @@ Numbers are little-endian.
 
 - sampled: counts u8[T], entropies u8[T] (in shares of log R / 255), sets of ids with how often each was drawn, less one
   (`id_sets`).
+
+`distill.train.packed_signals` reads them.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.teacher.id_sets import pack_sets, unpack_sets
+from distill.teacher.id_sets import pack_sets
 
 MAX_KEPT = 255  # entries of a token
+ENTROPY_STEPS = 255  # up to log R
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def encode_sampled(found: Sparse, rows: int, draws: int) -> bytes:
     assert found.entropy_T is not None and draws <= MAX_KEPT
     drawn = np.rint(np.exp(found.logprobs_E.astype(np.float64)) * draws).astype(np.int64)
     order = np.lexsort((found.ids_E, np.repeat(np.arange(len(found.counts_T)), found.counts_T)))
-    shares = np.rint(found.entropy_T.astype(np.float64) * (255.0 / np.log(rows))).clip(0, 255)
+    shares = np.rint(found.entropy_T.astype(np.float64) * (ENTROPY_STEPS / np.log(rows))).clip(0, ENTROPY_STEPS)
     return b"".join(
         (
             found.counts_T.astype(np.uint8).tobytes(),
@@ -43,15 +46,6 @@ def encode_sampled(found: Sparse, rows: int, draws: int) -> bytes:
             pack_sets(found.ids_E[order], drawn[order] - 1, found.counts_T, rows),
         )
     )
-
-
-def decode_sampled(packed: bytes, tokens: int, rows: int, draws: int) -> Sparse:
-    """What `encode_sampled` was given, entropies within their steps; each token's entries by id."""
-    counts = np.frombuffer(packed, np.uint8, tokens).astype(np.int64)
-    shares = np.frombuffer(packed, np.uint8, tokens, offset=tokens)
-    entropy = (shares * (np.log(rows) / 255.0)).astype(np.float32)
-    ids, more = unpack_sets(packed[2 * tokens :], counts, rows)
-    return Sparse(counts, ids, np.log((more + 1) / draws).astype(np.float32), entropy_T=entropy)
 
 
 def join(parts: list[Sparse]) -> Sparse:

@@ -1,5 +1,7 @@
 """Sets of token ids with a small number beside each id, as bits: the layout that both stored forms share.
 
+Here it is written; `distill.train.set_bytes` reads it.
+
 Legend: T tokens, E entries of all of them, R rows of the vocabulary, k entries of a token. A set of k ids takes about
 log2(R e / k) bits an id, where a list in some order takes log2 R. All bits go lowest first.
 
@@ -15,47 +17,32 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.teacher.bits import pack_widths, unpack_widths
+from distill.teacher.bits import pack_widths
 
 _MAX_LOW_BITS = 8
 
 
 def pack_sets(ids_E: NDArray[np.int64], numbers_E: NDArray[np.int64], counts_T: NDArray[np.int64], rows: int) -> bytes:
     """Ids, ascending within each token, and a number >= 0 for each."""
-    low_E, start_E, length = _id_layout(counts_T, rows)
+    low_T, length_T = id_widths(counts_T, rows)
+    low_E, start_E = (np.repeat(of_T, counts_T) for of_T in (low_T, np.cumsum(length_T) - length_T))
     r = _low_bits(numbers_E)
     high = numbers_E >> r
     return b"".join(
         (
             bytes([r]),
             pack_widths(ids_E & ((1 << low_E) - 1), low_E),
-            _bit_map(start_E + (ids_E >> low_E) + _places(counts_T), length),
+            _bit_map(start_E + (ids_E >> low_E) + _places(counts_T), int(length_T.sum())),
             pack_widths(numbers_E & ((1 << r) - 1), np.full(len(numbers_E), r)),
             _bit_map(np.cumsum(high) + np.arange(len(high)), len(high) + int(high.sum())),
         )
     )
 
 
-def unpack_sets(packed: bytes, counts_T: NDArray[np.int64], rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(ids, numbers) that `pack_sets` was given."""
-    low_E, start_E, length = _id_layout(counts_T, rows)
-    count, r, at = len(low_E), packed[0], 1
-    end = at + (int(low_E.sum()) + 7) // 8
-    low = unpack_widths(packed[at:end], low_E)
-    at, end = end, end + (length + 7) // 8
-    high = _set_bits(packed[at:end], count) - start_E - _places(counts_T)
-    at, end = end, end + (r * count + 7) // 8
-    numbers = unpack_widths(packed[at:end], np.full(count, r))
-    numbers += (np.diff(_set_bits(packed[end:], count), prepend=-1) - 1) << r
-    return (high << low_E) + low, numbers
-
-
-def _id_layout(counts_T: NDArray[np.int64], rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Of each entry: low bits of its id, and where its token's part of the bit map begins; bits of the whole map."""
+def id_widths(counts_T: NDArray[np.int64], rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each token: low bits of an id, and the bits of its part of the bit map."""
     low_T = np.maximum(np.floor(np.log2(rows / np.maximum(counts_T, 1))), 0).astype(np.int64)
-    length_T = np.where(counts_T > 0, counts_T + ((rows - 1) >> low_T), 0)
-    token_E = np.repeat(np.arange(len(counts_T)), counts_T)
-    return low_T[token_E], (np.cumsum(length_T) - length_T)[token_E], int(length_T.sum())
+    return low_T, np.where(counts_T > 0, counts_T + ((rows - 1) >> low_T), 0)
 
 
 def _low_bits(numbers: NDArray[np.int64]) -> int:
@@ -74,8 +61,3 @@ def _bit_map(places: NDArray[np.int64], length: int) -> bytes:
     bits = np.zeros(length, np.uint8)
     bits[places] = 1
     return np.packbits(bits, bitorder="little").tobytes()
-
-
-def _set_bits(packed: bytes, count: int) -> NDArray[np.int64]:
-    """Places of the first `count` set bits."""
-    return np.flatnonzero(np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little"))[:count]

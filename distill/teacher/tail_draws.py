@@ -11,10 +11,8 @@ draw weighs 1 / 4m at most while t is below a quarter.
 
 from __future__ import annotations
 
-import numpy as np
-
-from distill.teacher.forms import Sparse, decode_sampled, encode_sampled
-from distill.teacher.top_k_form import decode_top_k, encode_top_k
+from distill.teacher.forms import Sparse, encode_sampled
+from distill.teacher.top_k_form import encode_top_k
 
 _SIZE_BYTES = 4
 
@@ -25,33 +23,7 @@ def encode_with_draws(top: Sparse, drawn: Sparse, rows: int, *, step_nats: float
     return b"".join((len(kept).to_bytes(_SIZE_BYTES, "little"), kept, encode_sampled(drawn, rows, draws)))
 
 
-def decode_top(packed: bytes, tokens: int, rows: int, step_nats: float) -> Sparse:
-    """The likeliest tokens and the tail's mass alone."""
-    return decode_top_k(_parts(packed)[0], tokens, rows, step_nats)
-
-
-def decode_with_draws(packed: bytes, tokens: int, rows: int, *, step_nats: float, draws: int) -> Sparse:
-    """Kept tokens and the tail's draws as samples of the whole distribution; each token's entries by id."""
-    kept, drawn = _parts(packed)
-    return put_together(
-        decode_top_k(kept, tokens, rows, step_nats),
-        decode_sampled(drawn, tokens, rows, draws),
-    )
-
-
-def put_together(top: Sparse, drawn: Sparse) -> Sparse:
-    """`drawn` shares out the tail's mass; a token without draws keeps what it has and has no more."""
-    assert top.log_tail_T is not None
-    tokens = np.arange(len(top.counts_T))
-    of_top, of_drawn = np.repeat(tokens, top.counts_T), np.repeat(tokens, drawn.counts_T)
-    total = np.bincount(of_drawn, weights=np.exp(drawn.logprobs_E), minlength=len(tokens))
-    tail_E = (top.log_tail_T - np.log(np.maximum(total, 1e-30)))[of_drawn] + drawn.logprobs_E
-    ids_E = np.concatenate([top.ids_E, drawn.ids_E])
-    order = np.lexsort((ids_E, np.concatenate([of_top, of_drawn])))
-    logs = np.concatenate([top.logprobs_E, tail_E]).astype(np.float32)
-    return Sparse(top.counts_T + drawn.counts_T, ids_E[order], logs[order], entropy_T=drawn.entropy_T)
-
-
-def _parts(packed: bytes) -> tuple[bytes, bytes]:
+def parts_of(packed: bytes) -> tuple[bytes, bytes]:
+    """Bytes of the likeliest tokens, and of the tail's draws."""
     end = _SIZE_BYTES + int.from_bytes(packed[:_SIZE_BYTES], "little")
     return packed[_SIZE_BYTES:end], packed[end:]

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.teacher.forms import MAX_KEPT, Sparse
-from distill.teacher.id_sets import pack_sets, unpack_sets
+from distill.teacher.id_sets import pack_sets
 
-_LEAST_NATS, _TAIL_NATS = -24.0, 40.0
+_LEAST_NATS = -24.0
+TAIL_NATS, TAIL_STEPS = 40.0, 65535
 
 
 def encode_top_k(found: Sparse, rows: int, step_nats: float) -> bytes:
@@ -29,7 +30,7 @@ def encode_top_k(found: Sparse, rows: int, step_nats: float) -> bytes:
     token_E = np.repeat(np.arange(len(found.counts_T)), found.counts_T)
     order = np.argsort(token_E * rows + found.ids_E)
     levels = _levels(found, token_E, step_nats)
-    tails = np.rint(65535.0 / _TAIL_NATS * np.clip(-found.log_tail_T.astype(np.float64), 0.0, _TAIL_NATS))
+    tails = np.rint(TAIL_STEPS / TAIL_NATS * np.clip(-found.log_tail_T.astype(np.float64), 0.0, TAIL_NATS))
     return b"".join(
         (
             found.counts_T.astype(np.uint8).tobytes(),
@@ -37,19 +38,6 @@ def encode_top_k(found: Sparse, rows: int, step_nats: float) -> bytes:
             pack_sets(found.ids_E[order], levels[order], found.counts_T, rows),
         )
     )
-
-
-def decode_top_k(packed: bytes, tokens: int, rows: int, step_nats: float) -> Sparse:
-    """What `encode_top_k` was given, within its steps; each token's entries by id."""
-    counts = np.frombuffer(packed, np.uint8, tokens).astype(np.int64)
-    log_tail = -_TAIL_NATS / 65535.0 * np.frombuffer(packed, "<u2", tokens, offset=tokens)
-    token_E = np.repeat(np.arange(tokens), counts)
-    ids, level_E = unpack_sets(packed[3 * tokens :], counts, rows)
-    nats = step_nats * (level_E - _of_tokens(np.maximum, level_E, counts)[token_E])
-    mass = np.bincount(token_E, weights=np.exp(nats), minlength=tokens)
-    left = -np.expm1(np.minimum(log_tail, -1e-9))
-    shift = np.log(left / np.maximum(mass, 1e-30))
-    return Sparse(counts, ids, (shift[token_E] + nats).astype(np.float32), log_tail_T=log_tail.astype(np.float32))
 
 
 def _levels(found: Sparse, token_E: NDArray[np.int64], step_nats: float) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Stored signals read ahead: while the device works on a step, a thread reads and decodes what the next batches need.
+"""Stored signals read ahead: while the device works on a step, a thread reads what the next batches need.
 
 A batch takes its signal along from the collator to the loss, as a promise, so that nothing has to find it again.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.objectives.sparse import SparseTargets
 from distill.train.forward import TeacherSignal
+from distill.train.packed_signals import Packed
 from distill.train.signals import StoredTeacher
 
 SIGNAL = "signal"  # the batch's key
@@ -22,7 +23,7 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 class Coming:
     """The signal of one batch, being read."""
 
-    def __init__(self, teacher: StoredTeacher, read: Future[SparseTargets | Tensor]) -> None:
+    def __init__(self, teacher: StoredTeacher, read: Future[Packed | SparseTargets | Tensor]) -> None:
         self._teacher, self._read = teacher, read
 
     def arrive(self) -> TeacherSignal | SparseTargets:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,14 +21,12 @@ from distill.objectives.sparse import SparseTargets
 from distill.recipe.signals import LiveSignal
 from distill.recipe.train import KdEntry, OnPolicyEntry
 from distill.runs import digest_of
-from distill.teacher.forms import Sparse, decode_sampled, join
 from distill.teacher.stored import About, Fingerprint, Reader, Record, require_match
-from distill.teacher.tail_draws import decode_top, decode_with_draws
-from distill.teacher.top_k_form import decode_top_k
 from distill.train.aligned import open_aligned
 from distill.train.batches import NO_ROW, Sequences
 from distill.train.forward import RoutedSignal, TeacherSignal
 from distill.train.live import LiveTeacher, require_same_tokens
+from distill.train.packed_signals import Packed, lay
 from distill.train.several import several_teachers
 
 HEAD = "head.safetensors"
@@ -136,54 +133,34 @@ class StoredTeacher:
     def __call__(self, batch: Mapping[str, Tensor]) -> TeacherSignal | SparseTargets:
         return self.bring(self.read({name: batch[name].cpu() for name in ("row_ids", "labels")}))
 
-    def read(self, batch: Mapping[str, Tensor]) -> SparseTargets | Tensor:
-        """On the CPU: what is known of the batch's scored tokens, or hidden states [B, S, K]. Raises DataError."""
+    def read(self, batch: Mapping[str, Tensor]) -> Packed | SparseTargets | Tensor:
+        """On the CPU: what was written of the batch's scored tokens, or hidden states [B, S, K]. Raises DataError.
+
+        Distributions are unpacked where they are used: for a GPU they stay as they were written.
+        """
         records = [self._reader.read(row) for row in batch["row_ids"].flatten().tolist() if row != NO_ROW]
         labels = batch["labels"]
         scored = torch.zeros_like(labels, dtype=torch.bool)
         scored[:, :-1] = labels[:, 1:] >= 0
         assert sum(record.tokens for record in records) == int(scored.sum()), "signals of other tokens"
         about = self._reader.about
+        on_gpu = self._device.type == "cuda"
         if self._head is None:
-            found = targets_of([decode(record, about, tail_draws=self._tail_draws) for record in records], about)
-            return found.pinned() if self._device.type == "cuda" else found
+            packed = lay(records, about, tail_draws=self._tail_draws)
+            return packed.map(Tensor.pin_memory) if on_gpu else packed.targets()
         states = torch.cat([hidden_states(record, about) for record in records])
         hidden = states.new_zeros((*labels.shape, about.width))
         hidden[scored] = states
-        return hidden.pin_memory() if self._device.type == "cuda" else hidden
+        return hidden.pin_memory() if on_gpu else hidden
 
-    def bring(self, read: SparseTargets | Tensor) -> TeacherSignal | SparseTargets:
+    def bring(self, read: Packed | SparseTargets | Tensor) -> TeacherSignal | SparseTargets:
         """To the device, without waiting for it."""
         if isinstance(read, SparseTargets):
-            return read.on(self._device)
-        assert self._head is not None
-        return TeacherSignal(read.to(self._device, non_blocking=True), self._head)
-
-
-def decode(record: Record, about: About, *, tail_draws: bool = False) -> Sparse:
-    """A row's entries."""
-    rows, tokens, packed = about.fingerprint.vocabulary, record.tokens, record.packed
-    if about.form == "sampled":
-        return decode_sampled(packed, tokens, rows, about.draws)
-    if not about.draws:
-        return decode_top_k(packed, tokens, rows, about.step_nats)
-    if tail_draws:
-        return decode_with_draws(packed, tokens, rows, step_nats=about.step_nats, draws=about.draws)
-    return decode_top(packed, tokens, rows, about.step_nats)
-
-
-def targets_of(parts: list[Sparse], about: About) -> SparseTargets:
-    """The tokens of several rows, for the loss."""
-    found = join(parts)
-    offsets = np.concatenate([[0], np.cumsum(found.counts_T)])
-    return SparseTargets(
-        rows=about.fingerprint.vocabulary,
-        offsets=torch.from_numpy(offsets),
-        ids_E=torch.from_numpy(found.ids_E),
-        logprobs_E=torch.from_numpy(found.logprobs_E),
-        log_tail_N=None if found.log_tail_T is None else torch.from_numpy(found.log_tail_T),
-        entropy_N=None if found.entropy_T is None else torch.from_numpy(found.entropy_T),
-    )
+            return read
+        if isinstance(read, Tensor):
+            assert self._head is not None
+            return TeacherSignal(read.to(self._device, non_blocking=True), self._head)
+        return read.map(lambda values: values.to(self._device, non_blocking=True)).targets()
 
 
 def hidden_states(record: Record, about: About) -> Tensor:

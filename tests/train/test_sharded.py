@@ -21,13 +21,12 @@ from distill.objectives.divergences import CROSS_ENTROPY, Objective
 from distill.objectives.sparse import SparseTargets
 from distill.recipe.schema import Recipe
 from distill.runs import Run
-from distill.teacher.stored import About, Fingerprint
 from distill.track import read_metrics
 from distill.train.batches import read_sequences
 from distill.train.forward import attach_loss_head
 from distill.train.live import LiveTeacher, shard_weights
 from distill.train.reductions import top_of
-from distill.train.signals import targets_of
+from tests.teacher.stored_rows import targets_of
 from tests.train import forks, tiny
 
 OBJECTIVES = (CROSS_ENTROPY, Objective("forward_kl", temperature=2.0), Objective("jsd", ce_weight=0.3))
@@ -85,8 +84,7 @@ def stored_of(teacher: LiveTeacher, batch: dict[str, torch.Tensor]) -> SparseTar
     """The top 20 of each scored token, as a stored signal gives them."""
     hidden = teacher(batch).hidden[:, :-1][batch["labels"][:, 1:] >= 0]
     log_p = torch.log_softmax(teacher.head.logits(hidden), -1)
-    about = About("top_k", Fingerprint(log_p.shape[-1], "tokens", "template", "teacher"))
-    return targets_of([top_of(log_p, 20, 0.0)[0].fetch()], about)
+    return targets_of(top_of(log_p, 20, 0.0)[0].fetch(), log_p.shape[-1])
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -20,7 +20,7 @@ from distill.errors import DataError, TeacherError
 from distill.model.load import load_model, load_tokenizer
 from distill.objectives.divergences import Objective
 from distill.objectives.head import head_loss
-from distill.objectives.sparse import SparseTargets, sparse_chunk_loss
+from distill.objectives.sparse import sparse_chunk_loss
 from distill.objectives.sparse_head import sparse_head_loss
 from distill.recipe.schema import Recipe
 from distill.recipe.teacher import OpenAITeacher
@@ -32,18 +32,20 @@ from distill.teacher.endpoint import Endpoint
 from distill.teacher.ledger import Ledger
 from distill.teacher.logprobs import Position, pack
 from distill.teacher.prompt_scores import PromptScorer, ScoreSender
-from distill.teacher.stored import DATA, INDEX, Reader
-from distill.teacher.tail_draws import decode_with_draws, encode_with_draws
+from distill.teacher.stored import DATA, INDEX, About, Fingerprint, Reader, Record
+from distill.teacher.tail_draws import encode_with_draws
 from distill.teacher.transport import HttpReply
 from distill.track import read_metrics
 from distill.train import recording, stage
 from distill.train.batches import collator, read_sequences
 from distill.train.live import LiveTeacher
+from distill.train.packed_signals import lay
 from distill.train.recording import Row
 from distill.train.reductions import drawn_of, tail_drawn_of, top_of
 from distill.train.signals import StoredTeacher
 from distill.train.told import aligned
 from tests.serve.conftest import start
+from tests.teacher.stored_rows import targets_of
 from tests.train import tiny
 
 KD: dict[str, Any] = {"objective": "kd", "max_steps": 2}
@@ -102,9 +104,11 @@ def test_kept_tokens_and_draws_from_the_tail_are_the_distribution_in_expectation
     top, rest = top_of(log_p.expand(records, rows), k, 0.0)
     drawn = tail_drawn_of(rest, log_p.expand(records, rows), draws, generator)
     packed = encode_with_draws(top.fetch(), drawn.fetch(), rows, step_nats=1e-3, draws=draws)
-    back = decode_with_draws(packed, records, rows, step_nats=1e-3, draws=draws)
+    about = About("top_k", Fingerprint(rows, "", "", ""), step_nats=1e-3, draws=draws)
+    targets = lay([Record(0, records, 0, packed)], about, tail_draws=True).targets()
     dense = np.zeros((records, rows))
-    dense[np.repeat(np.arange(records), back.counts_T), back.ids_E] = np.exp(back.logprobs_E)
+    token_E = np.repeat(np.arange(records), targets.offsets.diff())
+    dense[token_E, targets.ids_E] = targets.logprobs_E.exp()
     np.testing.assert_allclose(dense.sum(-1), 1.0, atol=1e-5)
     p, tail = log_p[0].exp().numpy(), float(rest[0].sum())
     share, used = rest[0].numpy() / tail, min(draws, math.ceil(4 * tail * draws))
@@ -114,13 +118,6 @@ def test_kept_tokens_and_draws_from_the_tail_are_the_distribution_in_expectation
     np.testing.assert_allclose(dense.std(0)[share > 0.01], deviation[share > 0.01], rtol=0.15)
 
     student = torch.randn(1, rows, generator=generator, dtype=torch.float64)
-    targets = SparseTargets(
-        rows,
-        torch.from_numpy(np.concatenate([[0], np.cumsum(back.counts_T)])),
-        torch.from_numpy(back.ids_E),
-        torch.from_numpy(back.logprobs_E),
-        entropy_N=torch.from_numpy(back.entropy_T),
-    )
     labels = torch.zeros(records, dtype=torch.long)
     _, gradient = sparse_chunk_loss(student.expand(records, rows), targets, labels, None, Objective(), 0)
     expected = torch.softmax(student[0], -1) - log_p[0].exp()
@@ -241,16 +238,7 @@ def test_padded_vocabularies_are_exact(form: str, extra: int) -> None:
         torch.testing.assert_close(ours.loss, live.loss)
         return
     reduced = top_of(log_p, common - 1, 0.0)[0] if form == "top_k" else drawn_of(log_p, 100_000, generator)
-    found = reduced.fetch()
-    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(found.counts_T)]))
-    extras = {"log_tail_N": found.log_tail_T, "entropy_N": found.entropy_T}
-    targets = SparseTargets(
-        common,
-        offsets,
-        torch.from_numpy(found.ids_E),
-        torch.from_numpy(found.logprobs_E),
-        **{name: None if value is None else torch.from_numpy(value) for name, value in extras.items()},
-    )
+    targets = targets_of(reduced.fetch(), common)
     sums = sparse_head_loss(hidden, student, targets, labels, Objective())
     tolerance = 1e-5 if form == "top_k" else 0.03
     assert sums.loss.item() == pytest.approx(live.loss.item(), rel=tolerance)
