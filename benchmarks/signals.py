@@ -46,9 +46,10 @@ PROFILES = {"answers": (1.3, 5.0), "text": (1.2, 3.0), "flat": (1.1, 1.6)}
 CPU = torch.device("cpu")
 FORMS: dict[str, WrittenSignal] = {
     "top k": TopKSignal(kind="top_k"),
+    "top k, no draws": TopKSignal(kind="top_k", tail_draws=0),
+    "top k, k 16 at 0.001, no draws": TopKSignal(kind="top_k", k=16, min_probability=1e-3, tail_draws=0),
+    "top k, k 255 at 0": TopKSignal(kind="top_k", k=255, min_probability=0.0, tail_draws=0),
     "top k, k 16 at 0.001": TopKSignal(kind="top_k", k=16, min_probability=1e-3),
-    "top k, k 255 at 0": TopKSignal(kind="top_k", k=255, min_probability=0.0),
-    "top k, k 16 at 0.001, 16 draws": TopKSignal(kind="top_k", k=16, min_probability=1e-3, tail_draws=16),
     "sampled": SampledSignal(kind="sampled"),
     "hidden": HiddenSignal(kind="hidden"),
 }
@@ -99,7 +100,7 @@ def write(scene: Scene, folder: Path, settings: WrittenSignal) -> Reader:
     holds = fingerprint(load_tokenizer(TEACHER), vocabulary=head.weight.shape[0], teacher="embedded")
     dtype = str(scene.teacher.model.dtype).removeprefix("torch.")
     if isinstance(settings, TopKSignal):
-        about = About("top_k", holds, step_nats=settings.step_nats, draws=settings.tail_draws)
+        about = About("top_k", holds, step_nats=settings.step_nats, draws=settings.num_tail_draws)
     elif isinstance(settings, SampledSignal):
         about = About("sampled", holds, draws=settings.draws)
     else:

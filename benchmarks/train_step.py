@@ -118,6 +118,9 @@ WAYS = {
     "kd, plain torch": Kind("ours_off_policy"),
     "on_policy, plain torch": Kind("ours_on_policy", own=True),
     GKD_OWN: Kind("gkd_on_policy", own=True),
+    "kd, stored hidden states": Kind("ours_stored_hidden", triton=True, graphs=True),
+    "kd, stored top k": Kind("ours_stored_top_k", triton=True, graphs=True),
+    "kd, stored samples": Kind("ours_stored_samples", triton=True, graphs=True),
 }
 PEERS = {name: DISTILLATION if kind.own else GKD for name, kind in WAYS.items() if kind.function.startswith("ours")}
 

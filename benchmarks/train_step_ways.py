@@ -27,14 +27,19 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from distill.model.chat import IGNORED
+from distill.recipe.signals import HiddenSignal, SampledSignal, TopKSignal, WrittenSignal
 from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout, SftEntry
+from distill.teacher.stored import About, Fingerprint, Reader, Writer
 from distill.train.arguments import common_arguments
 from distill.train.batches import Sequences, collator, numbered, row_order
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
+from distill.train.reading import read_ahead
+from distill.train.recording import record_rows, rows_to_write
 from distill.train.rollouts import Rollouts
 from distill.train.settings import decoder_of, form_of, objective_of
+from distill.train.signals import StoredTeacher, write_head
 
 PAD, EOS = 0, 1
 
@@ -117,6 +122,41 @@ def ours_off_policy(setting: Setting) -> Trainer:
     return _ours(setting, entry, None)
 
 
+def ours_stored_hidden(setting: Setting) -> Trainer:
+    """kd, forward KL, from stored hidden states."""
+    return _stored(setting, HiddenSignal(kind="hidden"))
+
+
+def ours_stored_top_k(setting: Setting) -> Trainer:
+    """kd, forward KL, from a stored top k: 64 entries and 16 draws a token, as random weights are sure of nothing."""
+    return _stored(setting, TopKSignal(kind="top_k", min_probability=0.0))
+
+
+def ours_stored_samples(setting: Setting) -> Trainer:
+    """kd, forward KL, from stored ids, 32 draws."""
+    return _stored(setting, SampledSignal(kind="sampled"))
+
+
+def _stored(setting: Setting, signal: WrittenSignal) -> Trainer:
+    """The teacher writes its signals, and leaves the GPU, before the trainer is made."""
+    teacher, rows, folder = LiveTeacher(setting.teacher), _rows(setting), _folder()
+    rows_V, width = teacher.head.weight.shape
+    holds = Fingerprint(rows_V, "", "", "")
+    if isinstance(signal, HiddenSignal):
+        about = About("hidden", holds, width=width, dtype=str(setting.teacher.dtype).removeprefix("torch."))
+    elif isinstance(signal, SampledSignal):
+        about = About("sampled", holds, draws=signal.draws)
+    else:
+        about = About("top_k", holds, draws=signal.num_tail_draws, step_nats=signal.step_nats)
+    writer, device = Writer(folder, about), setting.student.device
+    write_head(folder, teacher.head)
+    todo = rows_to_write(rows, writer)
+    record_rows(todo, teacher, writer, about, signal, device=device, progress=lambda _: None)
+    setting.teacher.cpu()
+    entry = KdEntry(objective="kd", divergence="forward_kl", signal=signal, **_entry(setting))
+    return _ours(setting, entry, None, StoredTeacher(Reader(folder), device, tail_draws=True))
+
+
 def ours_on_policy(setting: Setting) -> Trainer:
     """on_policy, reverse KL, every step the student's own answers."""
     rollout = Rollout(max_new_tokens=setting.max_new_tokens)
@@ -141,15 +181,25 @@ def _entry(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts: Rollouts | None) -> Trainer:
-    lengths, order = [len(row.ids) for row in setting.rows], _order(setting)
-    places = [[(0, number)] for number in range(len(lengths))]
+def _rows(setting: Setting) -> Sequences:
     ids, labels = [row.ids for row in setting.rows], [row.labels for row in setting.rows]
-    names = [[number] for number in range(len(lengths))]
-    rows = Sequences(ids, labels, [[length] for length in lengths], names, places, len(ids), 0, 0)
+    numbers = range(len(ids))
+    names, places = [[number] for number in numbers], [[(0, number)] for number in numbers]
+    return Sequences(ids, labels, [[len(row)] for row in ids], names, places, len(ids), 0, 0)
+
+
+def _ours(
+    setting: Setting,
+    entry: SftEntry | KdEntry | OnPolicyEntry,
+    rollouts: Rollouts | None,
+    stored: StoredTeacher | None = None,
+) -> Trainer:
+    rows, order = _rows(setting), _order(setting)
     dataset, collate = numbered(rows, order, collator(PAD))
+    if stored is not None:
+        collate = read_ahead(collate, stored)
     arguments = common_arguments(entry, steps=setting.steps, processes=1, checkpoints=_folder())
-    teacher = None if isinstance(entry, SftEntry) else LiveTeacher(setting.teacher)
+    teacher = None if isinstance(entry, SftEntry) or stored is not None else LiveTeacher(setting.teacher)
     device = setting.student.device
     return KDTrainer(
         setting.student,
@@ -158,10 +208,10 @@ def _ours(setting: Setting, entry: SftEntry | KdEntry | OnPolicyEntry, rollouts:
         train_dataset=dataset,
         processing_class=tokenizer(),
         callbacks=[],
-        finite=FiniteCheck("ours", order, places, ["rows"]),
+        finite=FiniteCheck("ours", order, rows.places, ["rows"]),
         peft_config=None,
         objective=objective_of(entry),
-        signal=teacher,
+        signal=stored or teacher,
         form=form_of(entry, device),
         rollouts=rollouts,
         decoder=decoder_of(entry, setting.student, teacher, device=device, processes=1),

@@ -57,9 +57,8 @@ ON_POLICY = {
 SIGNALS = {
     "hidden states": {"kind": "hidden"},
     "top k": {"kind": "top_k"},
-    "top k and 16 of the tail": {"kind": "top_k", "tail_draws": 16},
-    "top k, k 255": {"kind": "top_k", "k": 255, "min_probability": 0.0},
-    "top k, k 255 and 16 of the tail": {"kind": "top_k", "k": 255, "min_probability": 0.0, "tail_draws": 16},
+    "top k, no draws": {"kind": "top_k", "tail_draws": 0},
+    "top k, k 255, no draws": {"kind": "top_k", "k": 255, "min_probability": 0.0, "tail_draws": 0},
     "sampled ids": {"kind": "sampled"},
     "sampled ids, 128 draws": {"kind": "sampled", "draws": 128},
 }

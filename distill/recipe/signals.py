@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag
 
 from distill.recipe.base import Section
 
+TAIL_DRAWS = 16
+
 
 class FromWeights(Section):
     """How the teacher's weights are held, where they are needed here."""
@@ -35,19 +37,30 @@ class LiveSignal(FromWeights):
 
 
 class TopKSignal(FromWeights):
-    """The likeliest tokens and the mass of all others, stored once; with `tail_draws` a few of the others too."""
+    """The likeliest tokens and the mass of all others, stored once, and a few of the others, which forward KL uses."""
 
     kind: Literal["top_k"]
     k: int = Field(default=64, ge=1, le=255, description="tokens kept at a position, at most")
     min_probability: float = Field(default=1e-4, ge=0, lt=1, description="less likely ones are left to the tail")
     step_nats: float = Field(default=0.0625, gt=0, le=2, description="between two log probabilities as they are stored")
-    tail_draws: int = Field(
-        default=0, ge=0, le=255, description="ids drawn from the others, for forward_kl: unbiased over the vocabulary"
+    tail_draws: int | None = Field(
+        default=None,
+        ge=0,
+        le=255,
+        description="ids drawn from the others, for forward_kl: unbiased over the vocabulary; default 16, for what "
+        "servers tell 0",
     )
     seed: int = Field(default=0, description="of the draws")
     source: Literal["weights", "server", "sidecar"] = Field(
         default="weights", description="server: its prompt log probabilities; sidecar: logprobs.parquet of generate"
     )
+
+    @property
+    def num_tail_draws(self) -> int:
+        """How many are drawn: nobody but the teacher's weights tells the tail."""
+        if self.tail_draws is not None:
+            return self.tail_draws
+        return TAIL_DRAWS if self.source == "weights" else 0
 
 
 class SampledSignal(FromWeights):

@@ -128,7 +128,7 @@ def _reduced(
             found.append((drawn_of(log_p, settings.draws, generator), None))
             continue
         top, rest = top_of(log_p, settings.k, settings.min_probability)
-        draws = settings.tail_draws
+        draws = settings.num_tail_draws
         found.append((top, tail_drawn_of(rest, log_p, draws, generator) if draws else None))
     return found
 

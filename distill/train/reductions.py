@@ -64,17 +64,32 @@ def top_of(log_p_TR: Tensor, k: int, min_probability: float) -> tuple[Top, Tenso
 
 def drawn_of(log_p_TR: Tensor, draws: int, generator: torch.Generator) -> Drawn:
     """`draws` ids of each token's distribution."""
-    ids = torch.multinomial(log_p_TR.exp(), draws, replacement=True, generator=generator)
-    return Drawn(ids, torch.full_like(ids[:, 0], draws), _entropy(log_p_TR), log_p_TR.shape[-1])
+    used = torch.full((len(log_p_TR),), draws, device=log_p_TR.device)
+    ids = systematic(log_p_TR.exp(), used, draws, generator)
+    return Drawn(ids, used, _entropy(log_p_TR), log_p_TR.shape[-1])
 
 
 def tail_drawn_of(rest_TR: Tensor, log_p_TR: Tensor, draws: int, generator: torch.Generator) -> Drawn:
     """Ids drawn from what a top k leaves, as many as its mass t is worth: ceil(4 t draws), at most `draws`."""
-    mass_T = rest_TR.sum(-1)
-    possible = torch.where(mass_T.unsqueeze(-1) > 0.0, rest_TR, 1.0)
-    ids = torch.multinomial(possible, draws, replacement=True, generator=generator)
-    used = (mass_T * (4.0 * draws)).ceil().clamp_max(draws).long()
+    used = (rest_TR.sum(-1) * (4.0 * draws)).ceil().clamp_max(draws).long()
+    ids = systematic(rest_TR, used, draws, generator)
     return Drawn(ids, used, _entropy(log_p_TR), log_p_TR.shape[-1])
+
+
+def systematic(weights_TR: Tensor, used_T: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Ids [T, draws] of which the first `used_T` count: n_i of n fall on i, n p_i in expectation, p_i its share.
+
+    Systematic sampling (Madow and Madow, 1944): n points at equal distances over the shares laid end to end, the first
+    at random, so that n_i is n p_i rounded down or up. Its variance is f (1 - f), f the fraction of n p_i; that of
+    draws independent of each other is n p_i (1 - p_i), as small only for n p_i far below 1.
+    """
+    ends_TR = weights_TR.cumsum(-1, dtype=torch.float64)
+    total_T1 = ends_TR[:, -1:]
+    start_T1 = torch.rand(total_T1.shape, dtype=torch.float64, device=weights_TR.device, generator=generator)
+    places = torch.arange(draws, device=weights_TR.device)
+    points = (start_T1 + places) * (total_T1 / used_T.clamp_min(1).unsqueeze(-1))
+    last = weights_TR.shape[-1] - 1
+    return torch.searchsorted(ends_TR, points.contiguous(), right=True).clamp_max(last)
 
 
 def _entropy(log_p_TR: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def _about(
         return About("hidden", holds, width=width, dtype=dtype)
     if isinstance(settings, SampledSignal):
         return About("sampled", holds, temperature=entry.temperature, draws=settings.draws)
-    step_nats, draws = settings.step_nats, settings.tail_draws
+    step_nats, draws = settings.step_nats, settings.num_tail_draws
     return About("top_k", holds, temperature=entry.temperature, draws=draws, step_nats=step_nats)
 
 

@@ -41,7 +41,7 @@ from distill.train.batches import collator, read_sequences
 from distill.train.live import LiveTeacher
 from distill.train.packed_signals import lay
 from distill.train.recording import Row
-from distill.train.reductions import drawn_of, tail_drawn_of, top_of
+from distill.train.reductions import drawn_of, systematic, tail_drawn_of, top_of
 from distill.train.signals import StoredTeacher
 from distill.train.told import aligned
 from tests.serve.conftest import start
@@ -49,7 +49,7 @@ from tests.teacher.stored_rows import targets_of
 from tests.train import tiny
 
 KD: dict[str, Any] = {"objective": "kd", "max_steps": 2}
-WHOLE = {"kind": "top_k", "k": 255, "min_probability": 0.0}
+WHOLE = {"kind": "top_k", "k": 255, "min_probability": 0.0, "tail_draws": 0}
 
 
 @pytest.fixture
@@ -95,6 +95,19 @@ def test_hidden_states_train_exactly_as_the_live_teacher_and_a_wide_top_k_nearly
     assert all(value > 0 and math.isfinite(value) for value in curve(recipe, "reverse"))
 
 
+def test_points_at_equal_distances_draw_what_they_should() -> None:
+    """By hand: shares 0.5, 0.25, 0, 0.25 and 4 points give 2, 1, 0, 1 wherever the first lies; 2 points give the first
+    one once and either of the others with equal chance; of a token without mass nothing counts."""
+    weights = torch.tensor([[0.5, 0.25, 0.0, 0.25]]).repeat(400, 1)
+    generator = torch.Generator().manual_seed(0)
+    every = systematic(3.0 * weights, torch.full((400,), 4), 4, generator)
+    assert (every == torch.tensor([0, 0, 1, 3])).all()
+    two = systematic(weights, torch.full((400,), 2), 4, generator)[:, :2]
+    assert (two[:, 0] == 0).all() and 160 < (two[:, 1] == 1).sum() < 240 and set(two[:, 1].tolist()) == {1, 3}
+    ids = systematic(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), 4, generator)
+    assert ids.shape == (2, 4) and ids.max() <= 3
+
+
 def test_kept_tokens_and_draws_from_the_tail_are_the_distribution_in_expectation() -> None:
     """2,000 records of one distribution, through bytes and back: the mean is within four standard errors of it, the
     variance is that of draws from the tail, and the loss's gradient is that of the dense forward KL in the mean."""
@@ -113,9 +126,11 @@ def test_kept_tokens_and_draws_from_the_tail_are_the_distribution_in_expectation
     p, tail = log_p[0].exp().numpy(), float(rest[0].sum())
     share, used = rest[0].numpy() / tail, min(draws, math.ceil(4 * tail * draws))
     assert 1 < used < draws
-    deviation = tail * np.sqrt(share * (1 - share) / used)
+    fraction = used * share % 1.0  # a count is the expected one rounded down or up
+    deviation = tail * np.sqrt(fraction * (1 - fraction)) / used
     assert (np.abs(dense.mean(0) - p) <= 4 * deviation / math.sqrt(records) + 1e-3 * p).all()
     np.testing.assert_allclose(dense.std(0)[share > 0.01], deviation[share > 0.01], rtol=0.15)
+    assert (deviation <= tail * np.sqrt(share * (1 - share) / used) + 1e-9).all()  # of draws independent of each other
 
     student = torch.randn(1, rows, generator=generator, dtype=torch.float64)
     labels = torch.zeros(records, dtype=torch.long)
@@ -294,7 +309,7 @@ def test_the_sidecar_of_generate_trains(world: Path) -> None:
     recipe = tiny.recipe(
         world,
         {**KD, "name": "told", "init": "student", "signal": {**signal, "source": "sidecar"}},
-        {**KD, "name": "weights", "init": "student", "signal": signal},
+        {**KD, "name": "weights", "init": "student", "signal": {**signal, "tail_draws": 0}},
     )
     train(recipe)
     told, weights = (Reader(path) for path in stored(recipe))
@@ -317,7 +332,7 @@ def test_a_server_is_asked_once_for_its_prompt_log_probabilities(world: Path) ->
     recipe = tiny.recipe(
         world,
         served,
-        {**KD, "name": "weights", "init": "student", "signal": signal},
+        {**KD, "name": "weights", "init": "student", "signal": {**signal, "tail_draws": 0}},
         teacher={"kind": "embedded", "model": str(world / "teacher"), "dtype": "float32"},
     )
     model, tokenizer = load_model(world / "teacher", dtype="float32", device="cpu"), load_tokenizer(world / "teacher")
