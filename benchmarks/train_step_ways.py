@@ -133,7 +133,7 @@ def ours_stored_top_k(setting: Setting) -> Trainer:
 
 
 def ours_stored_samples(setting: Setting) -> Trainer:
-    """kd, forward KL, from stored ids, 32 draws."""
+    """kd, forward KL, from stored ids."""
     return _stored(setting, SampledSignal(kind="sampled"))
 
 

@@ -67,7 +67,7 @@ class SampledSignal(FromWeights):
     """Ids drawn from the teacher's distribution, stored once; forward_kl only."""
 
     kind: Literal["sampled"]
-    draws: int = Field(default=32, ge=1, le=255, description="draws at a position; equal ones are stored once")
+    draws: int = Field(default=28, ge=1, le=255, description="draws at a position; equal ones are stored once")
     seed: int = 0
 
 
