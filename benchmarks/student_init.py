@@ -119,7 +119,7 @@ def make(init: Init, options: argparse.Namespace, calibration: Sequence[Batch]) 
         made = cut_down(source, init.student, calibration, Path(folder), dtype=torch.float32)
         student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     report = {name: content for name, content in made.report.as_json().items() if name == "layers"}
-    return student.to(_device()), {"parameters": made.after.parameters, "layers": list(made.layers), **report}
+    return student.to(device()), {"parameters": made.after.parameters, "layers": list(made.layers), **report}
 
 
 def copy_of(student: Any, init: Init, seed: int) -> Any:
@@ -127,7 +127,7 @@ def copy_of(student: Any, init: Init, seed: int) -> Any:
     if not init.random:
         return copy.deepcopy(student)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(student.config, dtype=torch.float32).to(_device())
+    return AutoModelForCausalLM.from_config(student.config, dtype=torch.float32).to(device())
 
 
 def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, *, rate: float, seed: int) -> None:
@@ -146,7 +146,7 @@ def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, 
     )
     student.train()
     for step in range(options.steps):
-        ids = rows[order[step * options.rows : (step + 1) * options.rows]].to(_device())
+        ids = rows[order[step * options.rows : (step + 1) * options.rows]].to(device())
         loss, count = divergence(student, teacher, ids)
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -172,7 +172,7 @@ def quality(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespac
     """On all rows, in float32."""
     kl = ce = count = 0.0
     for ids in rows.split(options.rows):
-        ids = ids.to(_device())
+        ids = ids.to(device())
         theirs = torch.log_softmax(teacher(ids).logits[:, :-1].float(), -1)
         ours = torch.log_softmax(student(ids).logits[:, :-1].float(), -1)
         kl += float((theirs.exp() * (theirs - ours)).sum())
@@ -183,8 +183,8 @@ def quality(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespac
 
 def compare(options: argparse.Namespace, keep: Callable[[list[Row], dict[str, Any]], None]) -> None:
     """Make, heal and measure every student; `keep` gets all rows and what else is worth keeping after each of them."""
-    teacher: Any = load_model(options.teacher, dtype="float32").to(_device())  # type: ignore[arg-type]
-    text = _text(teacher, options)
+    teacher: Any = load_model(options.teacher, dtype="float32").to(device())  # type: ignore[arg-type]
+    text = text_of(teacher, options)
     calibration = pad_batches(text.train[: options.calibration_rows].tolist(), max_length=options.row_tokens)
     theirs = quality(teacher, teacher, text.held_out, options)
     shapes = {"train": list(text.train.shape), "tune": list(text.tune.shape), "held_out": list(text.held_out.shape)}
@@ -249,7 +249,7 @@ def verdicts(runs: Sequence[dict[str, Any]]) -> list[Row]:
     return rows
 
 
-def _text(teacher: Any, options: argparse.Namespace) -> Text:
+def text_of(teacher: Any, options: argparse.Namespace) -> Text:
     tokenizer = load_tokenizer(options.teacher)
     if options.sampled:
         return sampled_text(teacher, tokenizer, rows=options.sampled, row_tokens=options.row_tokens)
@@ -265,7 +265,7 @@ def _epochs(rows: Tensor, options: argparse.Namespace) -> int:
     return -(-options.steps * options.rows // len(rows))
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

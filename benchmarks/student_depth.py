@@ -1,0 +1,208 @@
+"""Which layers a student should keep: those that every rule chooses, or all choices there are, before and after the
+same steps of distillation.
+
+    python -m benchmarks.student_depth --teacher ../shared/weights/stories260k --sampled 1500 --keep 4 3 2 --all --json PATH
+    python -m benchmarks.student_depth --teacher FOLDER --text FOLDER --keep 6 --steps 200 --rows 32 --json PATH
+
+Each set of layers is made and healed once for every `--steps` and seed, with the teacher's forward KL at one rate, however
+many rules choose it. `--all` heals every set of that many layers: then a rule's place among all of them is known, and how
+well the KL before healing, or after a few steps of it, tells what it is after many. Text: see `benchmarks.student_init`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.common import Row, envelope, write_json
+from benchmarks.student_init import device, heal, quality, text_of
+from benchmarks.student_init_text import Text
+from distill.model.calibration import Batch, pad_batches
+from distill.model.depth import block_importance, choose_layers, evenly_spaced, losses_without, next_token_loss
+from distill.model.load import load_model
+from distill.model.selection import Report, best
+from distill.model.structure import layers_of, without
+from distill.quiet import quiet
+from distill.recipe.prune import Prune
+
+Layers = tuple[int, ...]
+
+
+def choices(teacher: Any, keep: int, batches: Sequence[Batch]) -> dict[str, Layers]:
+    """What each rule keeps, by its name."""
+    total = len(layers_of(teacher))
+    found = {"evenly": evenly_spaced(total, keep), "the first ones": list(range(keep))}
+    for layers_by in ("block_importance", "loss"):
+        for iterative in (False, True):
+            prune = Prune(layers_by=layers_by, iterative=iterative)
+            name = layers_by.replace("_", " ") + (", one by one" if iterative else ", at once")
+            found[name] = choose_layers(teacher, keep, prune, batches, Report(), lambda *_: None)
+    if keep > 1:
+        found["block importance, at once, ends stay"] = _at_once(block_importance(teacher, batches), keep)
+        found["loss, at once, ends stay"] = _at_once(losses_without(teacher, batches, range(total))[1], keep)
+        found["loss, one by one, ends stay"] = _one_by_one(teacher, keep, batches)
+        blocks = {start: _without_block(teacher, start, total - keep, batches) for start in range(keep + 1)}
+        for name, starts in (("loss, a block", range(keep + 1)), ("loss, a block, ends stay", range(1, keep))):
+            start = min(starts, key=lambda place: blocks[place])
+            found[name] = [*range(start), *range(start + total - keep, total)]
+    return {name: tuple(layers) for name, layers in found.items()}
+
+
+def _at_once(scores: torch.Tensor, keep: int) -> list[int]:
+    """First, last and the best of the others."""
+    return [0, *(1 + place for place in best(scores[1:-1], keep - 2)), len(scores) - 1]
+
+
+def _one_by_one(teacher: Any, keep: int, batches: Sequence[Batch]) -> list[int]:
+    total = len(layers_of(teacher))
+    left = list(range(total))
+    while len(left) > keep:
+        with without(teacher, set(range(total)) - set(left)):
+            losses = losses_without(teacher, batches, left[1:-1])[1]
+        left.pop(1 + int(losses.argmin()))
+    return left
+
+
+def _without_block(teacher: Any, start: int, count: int, batches: Sequence[Batch]) -> float:
+    with without(teacher, range(start, start + count)):
+        return next_token_loss(teacher, batches)
+
+
+def student_of(teacher: Any, layers: Layers) -> Any:
+    """The teacher with only these layers; its own weights."""
+    student = copy.deepcopy(teacher)
+    kept = [layers_of(student)[index] for index in layers]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    student.base_model.layers = nn.ModuleList(kept)
+    student.config.num_hidden_layers = len(kept)
+    return student
+
+
+def measured(teacher: Any, layers: Layers, text: Text, options: argparse.Namespace) -> dict[str, Any]:
+    """KL to the teacher of these layers, before and after: {steps: [of each seed]}."""
+    started = time.monotonic()
+    student = student_of(teacher, layers)
+    before = quality(student, teacher, text.held_out, options)
+    after: dict[str, list[dict[str, float]]] = {}
+    for steps in options.steps:
+        found = []
+        for seed in options.seeds:
+            healed = copy.deepcopy(student)
+            asked = argparse.Namespace(**{**vars(options), "steps": steps})
+            heal(healed, teacher, text.train, asked, rate=options.rate, seed=seed)
+            found.append(vars(quality(healed, teacher, text.held_out, options)))
+        after[str(steps)] = found
+    return {"layers": list(layers), "before": vars(before), "after": after, "seconds": time.monotonic() - started}
+
+
+def kl_after(run: dict[str, Any], steps: int) -> float:
+    """Mean over the seeds."""
+    return statistics.fmean(each["kl"] for each in run["after"][str(steps)])
+
+
+def summary(keep: int, rules: dict[str, Layers], runs: Sequence[dict[str, Any]], steps: Sequence[int]) -> list[Row]:
+    """Of each rule whose layers are healed its KL before and after, the last beside the least of all sets that were."""
+    by_layers = {tuple(run["layers"]): run for run in runs}
+    rows = []
+    for name, layers in rules.items():
+        if (run := by_layers.get(layers)) is None:
+            continue
+        label = f"{keep} layers, {name} {list(layers)}"
+        rows.append(Row(f"{label}, KL before", run["before"]["kl"], "nats/token"))
+        for count in steps:
+            kl, least = kl_after(run, count), min(kl_after(each, count) for each in runs)
+            rows.append(Row(f"{label}, KL after {count}", kl, "nats/token", peer=least, ratio=kl / least))
+    return rows
+
+
+def told(keep: int, runs: Sequence[dict[str, Any]], steps: Sequence[int]) -> list[Row]:
+    """How well an earlier KL orders the sets as the last one does: Spearman's rank correlation."""
+    last = [kl_after(run, steps[-1]) for run in runs]
+    earlier = {"before": [run["before"]["kl"] for run in runs]}
+    earlier |= {f"after {count}": [kl_after(run, count) for run in runs] for count in steps[:-1]}
+    name = f"{keep} layers, all {len(runs)} sets, rank correlation of KL {{}} with KL after {steps[-1]}"
+    return [Row(name.format(when), spearman(values, last), "") for when, values in earlier.items()]
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of values without ties."""
+    ranks = [torch.tensor(values).argsort().argsort().double() for values in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def compare(options: argparse.Namespace, keep_results: Callable[[list[Row], dict[str, Any]], None]) -> None:
+    """Heal every set of layers; `keep_results` gets all rows and details after each of them."""
+    teacher: Any = load_model(options.teacher, dtype="float32").to(device())  # type: ignore[arg-type]
+    text = text_of(teacher, argparse.Namespace(**{**vars(options), "steps": max(options.steps)}))
+    calibration = pad_batches(text.train[: options.calibration_rows].tolist(), max_length=options.row_tokens)
+    shapes = {"train": list(text.train.shape), "held_out": list(text.held_out.shape)}
+    details: dict[str, Any] = {"text": {"of": text.of, **shapes}, "cuts": []}
+    done: list[Row] = []
+    for keep in options.keep:
+        rules = choices(teacher, keep, calibration)
+        sets: list[Layers] = list(dict.fromkeys(rules.values()))
+        if options.all:
+            sets = list(itertools.combinations(range(len(layers_of(teacher))), keep))
+        print(f"{keep} layers: " + "; ".join(f"{name} {list(layers)}" for name, layers in rules.items()), flush=True)
+        runs: list[dict[str, Any]] = []
+        details["cuts"].append({"keep": keep, "rules": rules, "runs": runs})
+        for layers in sets:
+            run = measured(teacher, layers, text, options)
+            runs.append(run)
+            after = "  ".join(f"{steps}: {kl_after(run, steps):.4f}" for steps in options.steps)
+            print(f"{list(layers)!s:<44} KL {run['before']['kl']:7.4f}  {after}  {run['seconds']:.0f} s", flush=True)
+            keep_results(done + summary(keep, rules, runs, options.steps), details)
+        done += summary(keep, rules, runs, options.steps)
+        done += told(keep, runs, options.steps) if options.all else []
+        keep_results(done, details)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True, help="folder of a Llama, Mistral, Qwen2 or Qwen3")
+    parser.add_argument("--text", type=Path, default=None)
+    parser.add_argument("--sampled", type=int, default=0, help="rows that the teacher writes, instead of --text")
+    parser.add_argument("--keep", type=int, nargs="+", required=True, help="layers that stay")
+    parser.add_argument("--all", action="store_true", help="all sets of so many layers, not only those of the rules")
+    parser.add_argument("--steps", type=int, nargs="+", default=[300], help="each in a schedule of its own")
+    parser.add_argument("--rows", type=int, default=8, help="in a step")
+    parser.add_argument("--row-tokens", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--calibration-rows", type=int, default=64)
+    parser.add_argument("--held-out", type=int, default=64, help="rows of text held out")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    if (options.text is None) == (options.sampled == 0):
+        parser.error("give either --text or --sampled")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and print it."""
+    options = _options(arguments)
+    command = "python -m benchmarks.student_depth " + " ".join(arguments or sys.argv[1:])
+
+    def keep_results(rows: list[Row], details: dict[str, Any]) -> None:
+        if options.json:
+            what = "which layers a student should keep"
+            write_json(options.json, envelope(what=what, command=command, rows=rows, details=details))
+
+    with quiet():
+        compare(options, keep_results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
