@@ -1,12 +1,13 @@
 """Which layers a student should keep: those that every rule chooses, or all choices there are, before and after the
 same steps of distillation.
 
-    python -m benchmarks.student_depth --teacher ../shared/weights/stories260k --sampled 1500 --keep 4 3 2 --all --json PATH
+    python -m benchmarks.student_depth --teacher ../shared/weights/stories260k --sampled 1000 --keep 3 --all --json PATH
     python -m benchmarks.student_depth --teacher FOLDER --text FOLDER --keep 6 --steps 200 --rows 32 --json PATH
 
-Each set of layers is made and healed once for every `--steps` and seed, with the teacher's forward KL at one rate, however
-many rules choose it. `--all` heals every set of that many layers: then a rule's place among all of them is known, and how
-well the KL before healing, or after a few steps of it, tells what it is after many. Text: see `benchmarks.student_init`.
+Each set of layers is made and healed once for every `--steps` and seed, with the teacher's forward KL at one rate,
+however many rules choose it. `--all` heals every set of that many layers: then a rule's place among all of them is
+known, and how well the KL before healing, or after a few steps of it, tells what it is after many. Text is as in
+`benchmarks.student_init`.
 """
 
 from __future__ import annotations
@@ -41,20 +42,21 @@ Layers = tuple[int, ...]
 def choices(teacher: Any, keep: int, batches: Sequence[Batch]) -> dict[str, Layers]:
     """What each rule keeps, by its name."""
     total = len(layers_of(teacher))
-    found = {"evenly": evenly_spaced(total, keep), "the first ones": list(range(keep))}
-    for layers_by in ("block_importance", "loss"):
-        for iterative in (False, True):
+    found = {"evenly": evenly_spaced(total, keep)}
+    for iterative, suffix in ((True, "one by one"), (False, "at once")):
+        for layers_by in ("loss", "block_importance"):
             prune = Prune(layers_by=layers_by, iterative=iterative)
-            name = layers_by.replace("_", " ") + (", one by one" if iterative else ", at once")
+            name = f"{layers_by.replace('_', ' ')}, {suffix}"
             found[name] = choose_layers(teacher, keep, prune, batches, Report(), lambda *_: None)
+        if iterative and keep > 1:
+            found["loss, one by one, ends stay"] = _one_by_one(teacher, keep, batches)
     if keep > 1:
-        found["block importance, at once, ends stay"] = _at_once(block_importance(teacher, batches), keep)
         found["loss, at once, ends stay"] = _at_once(losses_without(teacher, batches, range(total))[1], keep)
-        found["loss, one by one, ends stay"] = _one_by_one(teacher, keep, batches)
-        blocks = {start: _without_block(teacher, start, total - keep, batches) for start in range(keep + 1)}
-        for name, starts in (("loss, a block", range(keep + 1)), ("loss, a block, ends stay", range(1, keep))):
-            start = min(starts, key=lambda place: blocks[place])
-            found[name] = [*range(start), *range(start + total - keep, total)]
+        found["block importance, at once, ends stay"] = _at_once(block_importance(teacher, batches), keep)
+        blocks = {start: _without_block(teacher, start, total - keep, batches) for start in range(1, keep)}
+        start = min(blocks, key=lambda place: blocks[place])
+        found["loss, a block, ends stay"] = [*range(start), *range(start + total - keep, total)]
+    found["the first ones"] = list(range(keep))
     return {name: tuple(layers) for name, layers in found.items()}
 
 
@@ -89,7 +91,9 @@ def student_of(teacher: Any, layers: Layers) -> Any:
     return student
 
 
-def measured(teacher: Any, layers: Layers, text: Text, options: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    teacher: Any, remembered: Remembered, layers: Layers, text: Text, options: argparse.Namespace
+) -> dict[str, Any]:
     """KL to the teacher of these layers, before and after: {steps: [of each seed]}."""
     started = time.monotonic()
     student = student_of(teacher, layers)
@@ -100,10 +104,29 @@ def measured(teacher: Any, layers: Layers, text: Text, options: argparse.Namespa
         for seed in options.seeds:
             healed = copy.deepcopy(student)
             asked = argparse.Namespace(**{**vars(options), "steps": steps})
-            heal(healed, teacher, text.train, asked, rate=options.rate, seed=seed)
+            heal(healed, remembered, text.train, asked, rate=options.rate, seed=seed)
             found.append(vars(quality(healed, teacher, text.held_out, options)))
         after[str(steps)] = found
     return {"layers": list(layers), "before": vars(before), "after": after, "seconds": time.monotonic() - started}
+
+
+class Remembered:
+    """A teacher whose hidden states of a batch are computed once, for all students that read it in training."""
+
+    def __init__(self, teacher: Any) -> None:
+        self._teacher = teacher
+        self._states: dict[bytes, Any] = {}
+
+    def base_model(self, *, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        """The output of the teacher's."""
+        key = input_ids.cpu().numpy().tobytes()
+        if key not in self._states:
+            self._states[key] = self._teacher.base_model(input_ids=input_ids, use_cache=use_cache)
+        return self._states[key]
+
+    def get_output_embeddings(self) -> Any:
+        """The teacher's."""
+        return self._teacher.get_output_embeddings()
 
 
 def kl_after(run: dict[str, Any], steps: int) -> float:
@@ -149,6 +172,7 @@ def compare(options: argparse.Namespace, keep_results: Callable[[list[Row], dict
     shapes = {"train": list(text.train.shape), "held_out": list(text.held_out.shape)}
     details: dict[str, Any] = {"text": {"of": text.of, **shapes}, "cuts": []}
     done: list[Row] = []
+    remembered = Remembered(teacher)
     for keep in options.keep:
         rules = choices(teacher, keep, calibration)
         sets: list[Layers] = list(dict.fromkeys(rules.values()))
@@ -158,7 +182,7 @@ def compare(options: argparse.Namespace, keep_results: Callable[[list[Row], dict
         runs: list[dict[str, Any]] = []
         details["cuts"].append({"keep": keep, "rules": rules, "runs": runs})
         for layers in sets:
-            run = measured(teacher, layers, text, options)
+            run = measured(teacher, remembered, layers, text, options)
             runs.append(run)
             after = "  ".join(f"{steps}: {kl_after(run, steps):.4f}" for steps in options.steps)
             print(f"{list(layers)!s:<44} KL {run['before']['kl']:7.4f}  {after}  {run['seconds']:.0f} s", flush=True)
