@@ -27,10 +27,10 @@ from torch import nn
 
 from benchmarks.common import Row, envelope, write_json
 from benchmarks.student_init import device, heal, quality, text_of
-from benchmarks.student_init_text import Text
+from benchmarks.student_init_text import Text, chats
 from distill.model.calibration import Batch, pad_batches
 from distill.model.depth import block_importance, choose_layers, evenly_spaced, losses_without, next_token_loss
-from distill.model.load import load_model
+from distill.model.load import load_model, load_tokenizer
 from distill.model.selection import Report, best
 from distill.model.structure import layers_of, without
 from distill.quiet import quiet
@@ -97,15 +97,15 @@ def measured(
     """KL to the teacher of these layers, before and after: {steps: [of each seed]}."""
     started = time.monotonic()
     student = student_of(teacher, layers)
-    before = quality(student, teacher, text.held_out, options)
+    before = quality(student, teacher, text.held_out, options, text.labels)
     after: dict[str, list[dict[str, float]]] = {}
     for steps in options.steps:
         found = []
         for seed in options.seeds:
             healed = copy.deepcopy(student)
             asked = argparse.Namespace(**{**vars(options), "steps": steps})
-            heal(healed, remembered, text.train, asked, rate=options.rate, seed=seed)
-            found.append(vars(quality(healed, teacher, text.held_out, options)))
+            heal(healed, remembered, text.train, asked, rate=options.rate, seed=seed, labels=text.labels)
+            found.append(vars(quality(healed, teacher, text.held_out, options, text.labels)))
         after[str(steps)] = found
     return {"layers": list(layers), "before": vars(before), "after": after, "seconds": time.monotonic() - started}
 
@@ -167,7 +167,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def compare(options: argparse.Namespace, keep_results: Callable[[list[Row], dict[str, Any]], None]) -> None:
     """Heal every set of layers; `keep_results` gets all rows and details after each of them."""
     teacher: Any = load_model(options.teacher, dtype="float32").to(device())  # type: ignore[arg-type]
-    text = text_of(teacher, argparse.Namespace(**{**vars(options), "steps": max(options.steps)}))
+    text = _text(teacher, options)
     calibration = pad_batches(text.train[: options.calibration_rows].tolist(), max_length=options.row_tokens)
     shapes = {"train": list(text.train.shape), "held_out": list(text.held_out.shape)}
     details: dict[str, Any] = {"text": {"of": text.of, **shapes}, "cuts": []}
@@ -192,11 +192,19 @@ def compare(options: argparse.Namespace, keep_results: Callable[[list[Row], dict
         keep_results(done, details)
 
 
+def _text(teacher: Any, options: argparse.Namespace) -> Text:
+    if options.chats:
+        tokenizer: Any = load_tokenizer(options.teacher)
+        return chats(tokenizer, rows=options.chats, row_tokens=options.row_tokens, held_out=options.held_out)
+    return text_of(teacher, argparse.Namespace(**{**vars(options), "steps": max(options.steps)}))
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="folder of a Llama, Mistral, Qwen2 or Qwen3")
     parser.add_argument("--text", type=Path, default=None)
     parser.add_argument("--sampled", type=int, default=0, help="rows that the teacher writes, instead of --text")
+    parser.add_argument("--chats", type=int, default=0, help="rows of the embedded teacher's chats; answers count")
     parser.add_argument("--keep", type=int, nargs="+", required=True, help="layers that stay")
     parser.add_argument("--all", action="store_true", help="all sets of so many layers, not only those of the rules")
     parser.add_argument("--steps", type=int, nargs="+", default=[300], help="each in a schedule of its own")
@@ -208,8 +216,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=64, help="rows of text held out")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
-    if (options.text is None) == (options.sampled == 0):
-        parser.error("give either --text or --sampled")
+    if sum(map(bool, (options.text, options.sampled, options.chats))) != 1:
+        parser.error("give one of --text, --sampled and --chats")
     return options
 
 

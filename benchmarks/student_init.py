@@ -29,11 +29,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.common import Row, envelope, write_json
-from benchmarks.student_init_text import Text, read_text, sampled_text
+from benchmarks.student_init_text import Labels, Text, every_token, read_text, sampled_text
 from distill.model.calibration import Batch, pad_batches
 from distill.model.load import load_model, load_tokenizer
 from distill.model.student import cut_down
-from distill.objectives.divergences import Objective
+from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Head, head_loss
 from distill.quiet import quiet
 from distill.recipe.prune import Prune
@@ -130,7 +130,16 @@ def copy_of(student: Any, init: Init, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(student.config, dtype=torch.float32).to(device())
 
 
-def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, *, rate: float, seed: int) -> None:
+def heal(
+    student: Any,
+    teacher: Any,
+    rows: Tensor,
+    options: argparse.Namespace,
+    *,
+    rate: float,
+    seed: int,
+    labels: Labels = every_token,
+) -> None:
     """`options.steps` steps of AdamW on the teacher's forward KL, cosine schedule with a tenth of warm-up."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(_epochs(rows, options))])
@@ -147,7 +156,7 @@ def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, 
     student.train()
     for step in range(options.steps):
         ids = rows[order[step * options.rows : (step + 1) * options.rows]].to(device())
-        loss, count = divergence(student, teacher, ids)
+        loss, count = divergence(student, teacher, ids, labels(ids))
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -156,28 +165,31 @@ def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, 
     student.eval()
 
 
-def divergence(student: Any, teacher: Any, ids: Tensor) -> tuple[Tensor, int]:
-    """Sum of the forward KL over the predicted tokens, and their number."""
+def divergence(student: Any, teacher: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the forward KL over the tokens that count, and their number."""
     with torch.autocast("cuda", torch.bfloat16, enabled=ids.is_cuda):
         with torch.no_grad():
             theirs = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         ours = student.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        labels = ids[:, 1:].flatten()
-        sums = head_loss(ours, _head(student), theirs, _head(teacher), labels, Objective("forward_kl"))
-    return sums.loss, len(labels)
+        sums = head_loss(ours, _head(student), theirs, _head(teacher), labels.flatten(), Objective("forward_kl"))
+    return sums.loss, (labels != IGNORED).sum()
 
 
 @torch.no_grad()
-def quality(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace) -> Quality:
+def quality(
+    student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, labels: Labels = every_token
+) -> Quality:
     """On all rows, in float32."""
     kl = ce = count = 0.0
     for ids in rows.split(options.rows):
         ids = ids.to(device())
-        theirs = torch.log_softmax(teacher(ids).logits[:, :-1].float(), -1)
-        ours = torch.log_softmax(student(ids).logits[:, :-1].float(), -1)
+        next_ids = labels(ids)
+        counts = next_ids != IGNORED
+        theirs = torch.log_softmax(teacher(ids).logits[:, :-1][counts].float(), -1)
+        ours = torch.log_softmax(student(ids).logits[:, :-1][counts].float(), -1)
         kl += float((theirs.exp() * (theirs - ours)).sum())
-        ce -= float(ours.gather(-1, ids[:, 1:, None]).sum())
-        count += ids[:, 1:].numel()
+        ce -= float(ours.gather(-1, next_ids[counts][:, None]).sum())
+        count += len(ours)
     return Quality(kl / count, ce / count)
 
 
