@@ -201,7 +201,7 @@ def _text(teacher: Any, options: argparse.Namespace) -> Text:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", required=True, help="folder of a Llama, Mistral, Qwen2 or Qwen3")
+    parser.add_argument("--teacher", required=True, help="folder of a Llama")
     parser.add_argument("--text", type=Path, default=None)
     parser.add_argument("--sampled", type=int, default=0, help="rows that the teacher writes, instead of --text")
     parser.add_argument("--chats", type=int, default=0, help="rows of the embedded teacher's chats; answers count")
