@@ -29,7 +29,8 @@ from benchmarks.common import Row, envelope, write_json
 from benchmarks.student_init import device, heal, quality, text_of
 from benchmarks.student_init_text import Text, chats
 from distill.model.calibration import Batch, pad_batches
-from distill.model.depth import block_importance, choose_layers, evenly_spaced, losses_without, next_token_loss
+from distill.model.depth import choose_layers, evenly_spaced, losses_without, next_token_loss
+from distill.model.importance import silent
 from distill.model.load import load_model, load_tokenizer
 from distill.model.selection import Report, best
 from distill.model.structure import layers_of, without
@@ -44,34 +45,29 @@ def choices(teacher: Any, keep: int, batches: Sequence[Batch]) -> dict[str, Laye
     total = len(layers_of(teacher))
     found = {"evenly": evenly_spaced(total, keep)}
     for iterative, suffix in ((True, "one by one"), (False, "at once")):
-        for layers_by in ("loss", "block_importance"):
+        found[f"loss, {suffix}"] = _by_loss(teacher, keep, batches, iterative)
+        for layers_by, name in (
+            ("loss", f"loss, {suffix}, last stays"),
+            ("block_importance", f"block importance, {suffix}"),
+        ):
             prune = Prune(layers_by=layers_by, iterative=iterative)
-            name = f"{layers_by.replace('_', ' ')}, {suffix}"
-            found[name] = choose_layers(teacher, keep, prune, batches, Report(), lambda *_: None)
-        if iterative and keep > 1:
-            found["loss, one by one, ends stay"] = _one_by_one(teacher, keep, batches)
-    if keep > 1:
-        found["loss, at once, ends stay"] = _at_once(losses_without(teacher, batches, range(total))[1], keep)
-        found["block importance, at once, ends stay"] = _at_once(block_importance(teacher, batches), keep)
-        blocks = {start: _without_block(teacher, start, total - keep, batches) for start in range(1, keep)}
+            found[name] = choose_layers(teacher, keep, prune, batches, Report(), silent)
+    blocks = {start: _without_block(teacher, start, total - keep, batches) for start in range(1, keep)}
+    if blocks:
         start = min(blocks, key=lambda place: blocks[place])
         found["loss, a block, ends stay"] = [*range(start), *range(start + total - keep, total)]
     found["the first ones"] = list(range(keep))
     return {name: tuple(layers) for name, layers in found.items()}
 
 
-def _at_once(scores: torch.Tensor, keep: int) -> list[int]:
-    """First, last and the best of the others."""
-    return [0, *(1 + place for place in best(scores[1:-1], keep - 2)), len(scores) - 1]
-
-
-def _one_by_one(teacher: Any, keep: int, batches: Sequence[Batch]) -> list[int]:
+def _by_loss(teacher: Any, keep: int, batches: Sequence[Batch], iterative: bool) -> list[int]:
+    """As `choose_layers`, but the last layer may go."""
     total = len(layers_of(teacher))
     left = list(range(total))
     while len(left) > keep:
         with without(teacher, set(range(total)) - set(left)):
-            losses = losses_without(teacher, batches, left[1:-1])[1]
-        left.pop(1 + int(losses.argmin()))
+            losses = losses_without(teacher, batches, left)[1]
+        left = [left[place] for place in best(losses, len(left) - 1 if iterative else keep)]
     return left
 
 

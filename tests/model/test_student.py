@@ -14,11 +14,11 @@ from distill.engine.runner import Engine
 from distill.engine.types import EngineConfig, SamplingParams
 from distill.errors import CheckpointError, DistillError
 from distill.model.cuts import prune_channels, prune_layers
-from distill.model.depth import evenly_spaced
-from distill.model.importance import Importance
+from distill.model.depth import choose_layers, evenly_spaced, losses_without
+from distill.model.importance import Importance, silent
 from distill.model.load import load_model, load_tokenizer
 from distill.model.pooling import group_shares, pool_kv_heads
-from distill.model.selection import kv_weights
+from distill.model.selection import Report, kv_weights
 from distill.model.structure import Structure
 from distill.model.student import cut_down, make_student
 from distill.recipe.prune import Prune
@@ -195,6 +195,28 @@ def test_layers_that_do_nothing_go_first(tmp_path: Path, kind: str, layers_by: A
     removed = [r["removed"] for r in report["rounds"]]
     assert removed in ([[1], [3]], [[3], [1]]) if iterative else removed == [[1, 3]]
     torch.testing.assert_close(tiny.logits(tmp_path), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("iterative", [True, False])
+def test_by_loss_the_last_layer_stays(iterative: bool) -> None:
+    """Only the first layer does anything, and the last does harm: it is what the loss would take first, and it stays;
+    alone it does not."""
+    model = tiny.model(layers=4)
+    rows = tiny.own_rows(model)
+    with torch.no_grad():
+        for layer in model.model.layers[1:3]:
+            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                linear.weight.zero_()
+                linear.bias.zero_()
+        model.model.layers[3].mlp.down_proj.weight.normal_(std=3.0)
+    prune = Prune(layers_by="loss", iterative=iterative)
+    _, losses = losses_without(model, rows, range(4))
+    assert int(losses.argmin()) == 3
+    for keep, kept in ((3, [0, 1, 3]), (2, [0, 3])):
+        report = Report()
+        assert choose_layers(model, keep, prune, rows, report, silent) == kept
+        assert all("3" not in found["scores"] for found in report.as_json()["layers"]["rounds"])
+    assert choose_layers(model, 1, prune, rows, Report(), silent) == [0]
 
 
 def test_pruning_keeps_and_renumbers(tmp_path: Path) -> None:
