@@ -166,13 +166,13 @@ def heal(
 
 
 def divergence(student: Any, teacher: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the forward KL over the tokens that count, and their number."""
+    """Sum of the forward KL over the tokens that count, and their number, 1 where there are none."""
     with torch.autocast("cuda", torch.bfloat16, enabled=ids.is_cuda):
         with torch.no_grad():
             theirs = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         ours = student.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         sums = head_loss(ours, _head(student), theirs, _head(teacher), labels.flatten(), Objective("forward_kl"))
-    return sums.loss, (labels != IGNORED).sum()
+    return sums.loss, (labels != IGNORED).sum().clamp(min=1)
 
 
 @torch.no_grad()

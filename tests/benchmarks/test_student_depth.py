@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.student_depth import Remembered, choices, kl_after, spearman, student_of, summary
+from benchmarks.student_init import heal
 from benchmarks.student_init_text import answers
 from distill.model.structure import without
 from tests.model import tiny
@@ -56,6 +58,15 @@ def test_hidden_states_are_computed_once_a_batch() -> None:
         out = remembered.base_model(input_ids=ids, use_cache=False)
         assert out.last_hidden_state.tolist() == (ids * 2).tolist()
     assert asked == [[[1, 2]], [[3, 4]]]
+
+
+def test_a_batch_without_an_answer_changes_nothing() -> None:
+    teacher, student = tiny.model(layers=3), tiny.model(layers=2)
+    before = tiny.logits(student)
+    options = argparse.Namespace(steps=1, rows=2)
+    labels = answers(assistant=1, end=2)
+    heal(student, teacher, tiny.IDS, options, rate=1e-2, seed=0, labels=labels)
+    torch.testing.assert_close(tiny.logits(student), before, rtol=0, atol=0)
 
 
 def test_a_rule_is_held_against_the_best_set_that_was_healed() -> None:
