@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from benchmarks.common import Row, envelope, write_json
 from benchmarks.student_init import device, heal, quality, text_of
 from benchmarks.student_init_text import Text, chats
 from distill.model.calibration import Batch, pad_batches
-from distill.model.depth import choose_layers, evenly_spaced, losses_without, next_token_loss
+from distill.model.depth import block_importance, choose_layers, evenly_spaced, losses_without, next_token_loss
 from distill.model.importance import silent
 from distill.model.load import load_model, load_tokenizer
 from distill.model.selection import Report, best
@@ -38,6 +38,8 @@ from distill.quiet import quiet
 from distill.recipe.prune import Prune
 
 Layers = tuple[int, ...]
+Measure = Literal["loss", "block_importance"]
+MEASURES: tuple[Measure, ...] = ("loss", "block_importance")
 
 
 def choices(teacher: Any, keep: int, batches: Sequence[Batch]) -> dict[str, Layers]:
@@ -45,13 +47,11 @@ def choices(teacher: Any, keep: int, batches: Sequence[Batch]) -> dict[str, Laye
     total = len(layers_of(teacher))
     found = {"evenly": evenly_spaced(total, keep)}
     for iterative, suffix in ((True, "one by one"), (False, "at once")):
-        found[f"loss, {suffix}"] = _by_loss(teacher, keep, batches, iterative)
-        for layers_by, name in (
-            ("loss", f"loss, {suffix}, last stays"),
-            ("block_importance", f"block importance, {suffix}"),
-        ):
-            prune = Prune(layers_by=layers_by, iterative=iterative)
-            found[name] = choose_layers(teacher, keep, prune, batches, Report(), silent)
+        for by in MEASURES:
+            name = f"{by.replace('_', ' ')}, {suffix}"
+            found[name] = _freely(teacher, keep, batches, by, iterative)
+            prune = Prune(layers_by=by, iterative=iterative)
+            found[f"{name}, ends stay"] = choose_layers(teacher, keep, prune, batches, Report(), silent)
     blocks = {start: _without_block(teacher, start, total - keep, batches) for start in range(1, keep)}
     if blocks:
         start = min(blocks, key=lambda place: blocks[place])
@@ -60,14 +60,17 @@ def choices(teacher: Any, keep: int, batches: Sequence[Batch]) -> dict[str, Laye
     return {name: tuple(layers) for name, layers in found.items()}
 
 
-def _by_loss(teacher: Any, keep: int, batches: Sequence[Batch], iterative: bool) -> list[int]:
-    """As `choose_layers`, but the last layer may go."""
+def _freely(teacher: Any, keep: int, batches: Sequence[Batch], by: Measure, iterative: bool) -> list[int]:
+    """As `choose_layers`, but the first and the last layer may go."""
     total = len(layers_of(teacher))
     left = list(range(total))
     while len(left) > keep:
         with without(teacher, set(range(total)) - set(left)):
-            losses = losses_without(teacher, batches, left)[1]
-        left = [left[place] for place in best(losses, len(left) - 1 if iterative else keep)]
+            if by == "loss":
+                scores = losses_without(teacher, batches, left)[1]
+            else:
+                scores = block_importance(teacher, batches)[left]
+        left = [left[place] for place in best(scores, len(left) - 1 if iterative else keep)]
     return left
 
 

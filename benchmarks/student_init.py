@@ -77,7 +77,7 @@ def inits(teacher: PreTrainedModel, options: argparse.Namespace) -> list[Init]:
             name = f"layers by {layers_by.replace('_', ' ')}" + (", one by one" if iterative else "")
             found.append(Init(name, "depth", Student(**depth, prune=prune)))
     for width_by in ("activation", "contribution"):
-        name = f"layers by loss, one by one, heads and neurons by {width_by}"
+        name = f"fewer layers, heads and neurons by {width_by}"
         prune = Prune(width_by=width_by)
         found.append(Init(name, "width", Student(**wide, prune=prune)))
     narrow = {"model": options.teacher, "hidden_size": equal_channels(teacher, options)}
