@@ -29,11 +29,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.common import Row, envelope, write_json
-from benchmarks.student_init_text import Text, read_text, sampled_text
+from benchmarks.student_init_text import Labels, Text, every_token, read_text, sampled_text
 from distill.model.calibration import Batch, pad_batches
 from distill.model.load import load_model, load_tokenizer
 from distill.model.student import cut_down
-from distill.objectives.divergences import Objective
+from distill.objectives.divergences import IGNORED, Objective
 from distill.objectives.head import Head, head_loss
 from distill.quiet import quiet
 from distill.recipe.prune import Prune
@@ -77,7 +77,7 @@ def inits(teacher: PreTrainedModel, options: argparse.Namespace) -> list[Init]:
             name = f"layers by {layers_by.replace('_', ' ')}" + (", one by one" if iterative else "")
             found.append(Init(name, "depth", Student(**depth, prune=prune)))
     for width_by in ("activation", "contribution"):
-        name = f"layers by loss, one by one, heads and neurons by {width_by}"
+        name = f"fewer layers, heads and neurons by {width_by}"
         prune = Prune(width_by=width_by)
         found.append(Init(name, "width", Student(**wide, prune=prune)))
     narrow = {"model": options.teacher, "hidden_size": equal_channels(teacher, options)}
@@ -119,7 +119,7 @@ def make(init: Init, options: argparse.Namespace, calibration: Sequence[Batch]) 
         made = cut_down(source, init.student, calibration, Path(folder), dtype=torch.float32)
         student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     report = {name: content for name, content in made.report.as_json().items() if name == "layers"}
-    return student.to(_device()), {"parameters": made.after.parameters, "layers": list(made.layers), **report}
+    return student.to(device()), {"parameters": made.after.parameters, "layers": list(made.layers), **report}
 
 
 def copy_of(student: Any, init: Init, seed: int) -> Any:
@@ -127,10 +127,19 @@ def copy_of(student: Any, init: Init, seed: int) -> Any:
     if not init.random:
         return copy.deepcopy(student)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(student.config, dtype=torch.float32).to(_device())
+    return AutoModelForCausalLM.from_config(student.config, dtype=torch.float32).to(device())
 
 
-def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, *, rate: float, seed: int) -> None:
+def heal(
+    student: Any,
+    teacher: Any,
+    rows: Tensor,
+    options: argparse.Namespace,
+    *,
+    rate: float,
+    seed: int,
+    labels: Labels = every_token,
+) -> None:
     """`options.steps` steps of AdamW on the teacher's forward KL, cosine schedule with a tenth of warm-up."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(_epochs(rows, options))])
@@ -146,8 +155,8 @@ def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, 
     )
     student.train()
     for step in range(options.steps):
-        ids = rows[order[step * options.rows : (step + 1) * options.rows]].to(_device())
-        loss, count = divergence(student, teacher, ids)
+        ids = rows[order[step * options.rows : (step + 1) * options.rows]].to(device())
+        loss, count = divergence(student, teacher, ids, labels(ids))
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -156,35 +165,38 @@ def heal(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, 
     student.eval()
 
 
-def divergence(student: Any, teacher: Any, ids: Tensor) -> tuple[Tensor, int]:
-    """Sum of the forward KL over the predicted tokens, and their number."""
+def divergence(student: Any, teacher: Any, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the forward KL over the tokens that count, and their number, 1 where there are none."""
     with torch.autocast("cuda", torch.bfloat16, enabled=ids.is_cuda):
         with torch.no_grad():
             theirs = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         ours = student.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        labels = ids[:, 1:].flatten()
-        sums = head_loss(ours, _head(student), theirs, _head(teacher), labels, Objective("forward_kl"))
-    return sums.loss, len(labels)
+        sums = head_loss(ours, _head(student), theirs, _head(teacher), labels.flatten(), Objective("forward_kl"))
+    return sums.loss, (labels != IGNORED).sum().clamp(min=1)
 
 
 @torch.no_grad()
-def quality(student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace) -> Quality:
+def quality(
+    student: Any, teacher: Any, rows: Tensor, options: argparse.Namespace, labels: Labels = every_token
+) -> Quality:
     """On all rows, in float32."""
     kl = ce = count = 0.0
     for ids in rows.split(options.rows):
-        ids = ids.to(_device())
-        theirs = torch.log_softmax(teacher(ids).logits[:, :-1].float(), -1)
-        ours = torch.log_softmax(student(ids).logits[:, :-1].float(), -1)
+        ids = ids.to(device())
+        next_ids = labels(ids)
+        counts = next_ids != IGNORED
+        theirs = torch.log_softmax(teacher(ids).logits[:, :-1][counts].float(), -1)
+        ours = torch.log_softmax(student(ids).logits[:, :-1][counts].float(), -1)
         kl += float((theirs.exp() * (theirs - ours)).sum())
-        ce -= float(ours.gather(-1, ids[:, 1:, None]).sum())
-        count += ids[:, 1:].numel()
+        ce -= float(ours.gather(-1, next_ids[counts][:, None]).sum())
+        count += len(ours)
     return Quality(kl / count, ce / count)
 
 
 def compare(options: argparse.Namespace, keep: Callable[[list[Row], dict[str, Any]], None]) -> None:
     """Make, heal and measure every student; `keep` gets all rows and what else is worth keeping after each of them."""
-    teacher: Any = load_model(options.teacher, dtype="float32").to(_device())  # type: ignore[arg-type]
-    text = _text(teacher, options)
+    teacher: Any = load_model(options.teacher, dtype="float32").to(device())  # type: ignore[arg-type]
+    text = text_of(teacher, options)
     calibration = pad_batches(text.train[: options.calibration_rows].tolist(), max_length=options.row_tokens)
     theirs = quality(teacher, teacher, text.held_out, options)
     shapes = {"train": list(text.train.shape), "tune": list(text.tune.shape), "held_out": list(text.held_out.shape)}
@@ -249,7 +261,7 @@ def verdicts(runs: Sequence[dict[str, Any]]) -> list[Row]:
     return rows
 
 
-def _text(teacher: Any, options: argparse.Namespace) -> Text:
+def text_of(teacher: Any, options: argparse.Namespace) -> Text:
     tokenizer = load_tokenizer(options.teacher)
     if options.sampled:
         return sampled_text(teacher, tokenizer, rows=options.sampled, row_tokens=options.row_tokens)
@@ -265,7 +277,7 @@ def _epochs(rows: Tensor, options: argparse.Namespace) -> int:
     return -(-options.steps * options.rows // len(rows))
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,21 +1,34 @@
-"""The rows of `benchmarks.student_init`: a text cut into rows of equal length, or rows that the teacher writes."""
+"""The rows of `benchmarks.student_init`: a text cut into rows of equal length, rows that the teacher writes, or the
+chats that the embedded teacher was trained on, of which the answers count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distill.errors import DataError
+from distill.model.tokenizer import END, ROLES
+from distill.objectives.divergences import IGNORED
 from distill.records import read_parquet
+from distill.train.corpus import PackedCorpus
 
 _PIECE = 20_000  # characters tokenised at once
 _BATCH = 128  # rows that the teacher writes together
+
+
+Labels = Callable[[Tensor], Tensor]
+"""Of token rows (N, T) the next tokens (N, T - 1), -100 where the prediction does not count."""
+
+
+def every_token(ids_NT: Tensor) -> Tensor:
+    """Labels of running text."""
+    return ids_NT[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Text:
     train: Tensor
     tune: Tensor
     held_out: Tensor
+    labels: Labels = every_token
 
 
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, *, row_tokens: int, rows: int, held_out: int) -> Text:
@@ -67,6 +81,31 @@ def sampled_text(teacher: Any, tokenizer: PreTrainedTokenizerBase, *, rows: int,
     found = torch.cat(written)
     apart = max(1, rows // 10)
     return Text("sampled by the teacher", found[2 * apart :], found[:apart], found[apart : 2 * apart])
+
+
+def chats(tokenizer: PreTrainedTokenizerFast, *, rows: int, row_tokens: int, held_out: int) -> Text:
+    """Packed chats of `distill.tasks`; `held_out` rows of each of the other parts."""
+    batches = PackedCorpus(
+        tokenizer, corpus="chats", seed=1, steps=range(1), rows=rows + 2 * held_out, row_tokens=row_tokens
+    )
+    ids, vocabulary = batches[0][0], tokenizer.get_vocab()
+    labels = answers(vocabulary[ROLES["assistant"]], vocabulary[END])
+    return Text("chats", ids[2 * held_out :], ids[:held_out], ids[held_out : 2 * held_out], labels)
+
+
+def answers(assistant: int, end: int) -> Labels:
+    """Labels of what follows the token `assistant`, to the next `end` with it; a row that begins inside an answer does
+    not say so, and its first answer does not count."""
+
+    def last(found_NT: Tensor) -> Tensor:
+        places = torch.arange(found_NT.shape[1], device=found_NT.device)
+        return torch.where(found_NT, places, -1).cummax(1).values
+
+    def labels(ids_NT: Tensor) -> Tensor:
+        inside = last(ids_NT == assistant) > last(ids_NT == end)
+        return ids_NT[:, 1:].masked_fill(~inside[:, :-1], IGNORED)
+
+    return labels
 
 
 def _texts(path: Path) -> list[str]:

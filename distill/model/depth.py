@@ -34,24 +34,27 @@ def choose_layers(
 ) -> list[int]:
     """Decoder layers to keep by `prune.layers_by`, ascending; the model is left as it was.
 
-    The least important ones go at once, or with `prune.iterative` one by one, the others measured anew without it.
+    The least important ones go at once, or with `prune.iterative` one by one, the others measured anew without it. The
+    first and the last stay, unless it is to be one layer alone: where a measure would give one of them away, the
+    student was worse after training (docs/student.md, "Which layers").
     """
     structure = structure_of(model)
     left = list(range(structure.layers))
     evenly_spaced(structure.layers, keep)  # refuses numbers that cannot be
     rounds: list[dict[str, Any]] = []
+    ends = {left[0], left[-1]} if keep > 1 else set()
     while len(left) > keep:
+        free = [layer for layer in left if layer not in ends]
         with without(model, set(range(structure.layers)) - set(left)):
             if prune.layers_by == "loss":
-                whole, losses = losses_without(model, batches, left, progress)
+                whole, losses = losses_without(model, batches, free, progress)
                 scores, extra = losses, {"loss": whole}
             else:
-                scores, extra = block_importance(model, batches, progress)[left], {}
-        stays = best(scores, len(left) - 1 if prune.iterative else keep)
-        removed = [layer for place, layer in enumerate(left) if place not in stays]
-        found = {str(layer): score for layer, score in zip(left, rounded(scores), strict=True)}
-        rounds.append({**extra, "scores": found, "removed": removed})
-        left = [left[place] for place in stays]
+                scores, extra = block_importance(model, batches, progress)[free], {}
+        stays = [free[place] for place in best(scores, (len(left) - 1 if prune.iterative else keep) - len(ends))]
+        found = {str(layer): score for layer, score in zip(free, rounded(scores), strict=True)}
+        rounds.append({**extra, "scores": found, "removed": [layer for layer in free if layer not in stays]})
+        left = sorted([*stays, *ends])
     report.add("layers", by=prune.layers_by, iterative=prune.iterative, kept=left, rounds=rounds)
     return left
 

@@ -13,9 +13,9 @@ from distill.recipe.quantize import Calibration
 class Prune(Section):
     """What a student keeps is measured on calibration rows; without this section layers go by their place alone."""
 
-    layers_by: Literal["loss", "block_importance", "spacing"] = Field(
-        default="loss",
-        description="by the loss without a layer, by what it changes in its input, or evenly spaced",
+    layers_by: Literal["block_importance", "loss", "spacing"] = Field(
+        default="block_importance",
+        description="by what a layer changes in its input, by the loss without it (the ends stay), or evenly spaced",
     )
     iterative: bool = Field(default=True, description="measure the layers anew after each one that goes")
     width_by: Literal["contribution", "activation"] = Field(

@@ -14,11 +14,11 @@ from distill.engine.runner import Engine
 from distill.engine.types import EngineConfig, SamplingParams
 from distill.errors import CheckpointError, DistillError
 from distill.model.cuts import prune_channels, prune_layers
-from distill.model.depth import evenly_spaced
-from distill.model.importance import Importance
+from distill.model.depth import choose_layers, evenly_spaced
+from distill.model.importance import Importance, silent
 from distill.model.load import load_model, load_tokenizer
 from distill.model.pooling import group_shares, pool_kv_heads
-from distill.model.selection import kv_weights
+from distill.model.selection import Report, kv_weights
 from distill.model.structure import Structure
 from distill.model.student import cut_down, make_student
 from distill.recipe.prune import Prune
@@ -195,6 +195,27 @@ def test_layers_that_do_nothing_go_first(tmp_path: Path, kind: str, layers_by: A
     removed = [r["removed"] for r in report["rounds"]]
     assert removed in ([[1], [3]], [[3], [1]]) if iterative else removed == [[1, 3]]
     torch.testing.assert_close(tiny.logits(tmp_path), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers_by", ["loss", "block_importance"])
+@pytest.mark.parametrize("iterative", [True, False])
+def test_the_ends_stay(layers_by: Any, iterative: bool) -> None:
+    """First and last do nothing, so that every measure would take them first; they stay, but for one layer alone."""
+    model = tiny.model(layers=4)
+    with torch.no_grad():
+        for layer in (model.model.layers[0], model.model.layers[3]):
+            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                linear.weight.zero_()
+                linear.bias.zero_()
+    prune, rows = Prune(layers_by=layers_by, iterative=iterative), tiny.own_rows(model)
+    for keep in (3, 2, 1):
+        report = Report()
+        kept = choose_layers(model, keep, prune, rows, report, silent)
+        (scored, *_) = (found["scores"] for found in report.as_json()["layers"]["rounds"])
+        if keep == 1:
+            assert set(scored) == set("0123") and kept[0] in (1, 2)
+        else:
+            assert set(scored) == set("12") and kept[0] == 0 and kept[-1] == 3 and len(kept) == keep
 
 
 def test_pruning_keeps_and_renumbers(tmp_path: Path) -> None:

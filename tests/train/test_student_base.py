@@ -35,19 +35,19 @@ def make(recipe: Recipe) -> str:
 
 
 def test_a_recipe_makes_it_once_and_says_by_which_scores(tmp_path: Path) -> None:
-    tiny.save_model(tmp_path / "teacher", layers=3)
+    tiny.save_model(tmp_path / "teacher", layers=4)
     tiny.save_data(tmp_path)
     recipe = recipe_of(tmp_path)
     said = make(recipe)
-    assert "2 of 3 layers, 2 of 4 heads, 40 of 64 neurons, 24 of 32 channels, 1 of 4 KV heads" in said
+    assert "2 of 4 layers, 2 of 4 heads, 40 of 64 neurons, 24 of 32 channels, 1 of 4 KV heads" in said
     assert "loss without each layer measured" in said and "importance measured" in said
     folder = Run(recipe).stage("train", "student-base")
     manifest = folder.require()
     assert "calibration" in manifest.inputs and "importance.json" in manifest.outputs
     report = json.loads((folder.path / "importance.json").read_text())
     assert report["calibration"] == {"rows": 10, "tokens": report["calibration"]["tokens"]}
-    (first,) = report["layers"]["rounds"]
-    assert set(first["scores"]) == {"0", "1", "2"} and len(first["removed"]) == 1
+    first, second = report["layers"]["rounds"]
+    assert set(first["scores"]) == {"1", "2"} and len(first["removed"]) == len(second["removed"]) == 1
     assert [len(layer["removed"]) for layer in report["heads"]["layers"]] == [2, 2]
     student = load_model(folder.path / "model", dtype="stored")
     assert sum(p.numel() for p in student.parameters()) == manifest.metrics["parameters"]
