@@ -159,10 +159,10 @@ def attach_loss_head(
 def _in_the_head(
     layer: torch.nn.Module, compute: Callable[[Tensor], tuple[Tensor, ...]], hidden_NH: Tensor
 ) -> tuple[Tensor, ...]:
-    """`compute(hidden_NH)`, which reads the head's weights; where these are in ZeRO-3's pieces, as the head's forward.
+    """`compute(hidden_NH)`, which reads the head's weights; where ZeRO-3 has these in pieces, as the head's forward.
 
-    ZeRO-3 gathers a module's weights before its forward, and again before its backward, where their gradient has to find
-    them whole (`GatheredParameters` around the loss gathers for the forward alone). No other engine is in need of it.
+    ZeRO-3 gathers a module's weights before its forward and again before its backward, where their gradient has to find
+    them whole; `deepspeed.zero.GatheredParameters` around the loss would gather them for the forward alone.
     """
     if not any(hasattr(parameter, "ds_status") for parameter in layer.parameters()):
         return compute(hidden_NH)
