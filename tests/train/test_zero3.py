@@ -107,7 +107,7 @@ def test_losses_and_students_are_those_of_one_process(world: Path, tying: str, n
     folders.append(folder_of(world, f"{tying}-two", name))
     curves = [read_metrics(folder / "metrics.jsonl") for folder in folders]
     assert len(curves[0]) == len(curves[1]) == 4
-    rel = 1e-2 if name == "bf16" else 1e-5  # products of 8 bits
+    rel = 1e-3 if name == "bf16" else 1e-5  # products of 8 bits
     for alone, shared in zip(*curves, strict=True):
         assert alone["loss"] == pytest.approx(shared["loss"], rel=rel)
         assert alone["grad_norm"] == pytest.approx(shared["grad_norm"], rel=10 * rel)
@@ -115,7 +115,7 @@ def test_losses_and_students_are_those_of_one_process(world: Path, tying: str, n
     assert len({point["loss"] for point in curves[0]}) == 4
     weights = [load_file(folder / "model/model.safetensors") for folder in folders]
     assert weights[0].keys() == weights[1].keys()
-    tolerance = 1e-2 if name == "bf16" else 1e-4  # a step of Adam's is 3e-3, whatever its gradient
+    tolerance = 1e-3 if name == "bf16" else 1e-4  # a step of Adam's is 3e-3, whatever its gradient
     for key, alone in weights[0].items():
         torch.testing.assert_close(weights[1][key], alone, rtol=0, atol=tolerance, msg=key)
     AutoModelForCausalLM.from_pretrained(folders[1] / "model")
