@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-if not Path("/dev/nvidia0").exists():
+if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
