@@ -36,7 +36,7 @@ _WARNINGS = (
 _LOGGERS = ("transformers", "trl", "accelerate", "peft", "datasets", "torch.distributed", "bitsandbytes")
 
 
-# DeepSpeed sets the level of its own when it is imported: a filter stays. Where it is installed, accelerate imports it.
+# DeepSpeed sets its own level when it is imported, as others do where it is installed; a filter stays.
 _FILTERED = "DeepSpeed"
 
 
