@@ -42,7 +42,7 @@ $(VENV)/.installed-dev-$(STAMP): $(VENV)/.installed-$(STAMP)
 	@touch $@
 
 $(VENV)/.installed-slow-$(STAMP): $(VENV)/.installed-dev-$(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[harness,ray]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[deepspeed,harness,ray]
 	@touch $@
 
 # Generated code runs only inside bubblewrap (Debian, Fedora and Arch package `bubblewrap`).

@@ -26,12 +26,22 @@ _WARNINGS = (
     r".*gradient_checkpointing.* is deprecated.*",
     # TRL keeps the trainer of simpo among its experiments.
     r".*trl\.experimental.*",
+    # DeepSpeed calls torch's collectives by the names that they had before.
+    r".*torch\.distributed\..*_tensor` is deprecated.*",
     # transformers: FSDP and DDP load the optimizer's state by torch.load with weights_only, as it advises.
     r".*weights_only=.*",
 )
 # transformers and TRL advise about tokens, caches and columns that our own preparation settled; accelerate about
 # launch flags; peft and datasets about hub look-ups.
 _LOGGERS = ("transformers", "trl", "accelerate", "peft", "datasets", "torch.distributed", "bitsandbytes")
+
+
+# DeepSpeed sets its own level when it is imported, as others do where it is installed; a filter stays.
+_FILTERED = "DeepSpeed"
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager
@@ -46,12 +56,14 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=message)
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(_FILTERED).addFilter(_is_error)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         datasets.disable_progress_bars()
         try:
             yield
         finally:
+            logging.getLogger(_FILTERED).removeFilter(_is_error)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
             transformers_logging.set_verbosity(verbosity)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import CheckpointError
@@ -65,6 +66,7 @@ def load_model(
         model = load_packed(Path(path), files, dtype=exact, device=place, trust_remote_code=trust_remote_code)
         if model is not None:
             return model.eval()
+    unset_hf_deepspeed_config()  # after an entry under ZeRO-3, transformers would cut what it loads
     with _quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(

@@ -47,6 +47,7 @@ from distill.train.rollouts import Rollouts
 from distill.train.settings import decoder_of, form_of, grids_for, matching_of, objective_of
 from distill.train.signals import Place, StoredTeacher, open_signal
 from distill.train.unpaired import Answers, read_answers
+from distill.train.zero3 import is_launched, require_resumable, require_trainable
 
 ChatEntry = SftEntry | KdEntry | OnPolicyEntry | PairsEntry
 Rows = Sequences | Pairs | Answers
@@ -77,6 +78,8 @@ def train_entry(
 
     On Ctrl-C or SIGTERM it writes a checkpoint and ends by KeyboardInterrupt or SystemExit(143).
     """
+    if is_launched():
+        require_trainable(entry)
     with quiet():
         tokenizer = load_tokenizer(source.init, trust_remote_code=source.trust_remote_code)
         require_chat_template(tokenizer, source.init)
@@ -218,6 +221,7 @@ def _trainer(
 def _resume(checkpoints: Path, processes: Processes, tracker: Tracker | None, console: Console, name: str) -> Found:
     """The checkpoint to go on from, the same in every process; the first one clears what is torn."""
     found = processes.first_says(lambda: newest_whole(checkpoints))
+    require_resumable(found, processes.size)
     if processes.is_first:
         for reason in found.skipped:
             console.print(f"{name}: skipped {reason}")

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from distill.objectives.aligned import AlignedTargets
 from distill.objectives.aligned_head import aligned_head_loss
@@ -122,10 +121,10 @@ def attach_loss_head(
             hidden_BSH, layers = states.last_hidden_state, states.hidden_states
         shifted_N = torch.full_like(labels_BS, IGNORED)
         shifted_N[:, :-1] = labels_BS[:, 1:]
-        # ZeRO-3 keeps the head in pieces until its module is called, which the loss head never does.
-        with maybe_gather_lm_head_ctx(*self.get_output_embeddings().parameters()):
-            student, labels_N = head_of(self, logits), shifted_N.flatten()
-            hidden_NH = hidden_BSH.flatten(0, 1)
+        labels_N = shifted_N.flatten()
+
+        def sums_of(hidden_NH: Tensor) -> tuple[Tensor, ...]:
+            student = head_of(self, logits)
             if isinstance(teacher, SparseTargets):
                 sums = sparse_head_loss(hidden_NH, student, teacher, labels_N, objective, chunk_tokens=chunk_tokens)
             elif isinstance(teacher, AlignedTargets):
@@ -143,6 +142,9 @@ def attach_loss_head(
                     chunk_tokens=chunk_tokens,
                     form=form,
                 )
+            return tuple(vars(sums).values())
+
+        sums = LossSums(*_in_the_head(self.get_output_embeddings(), sums_of, hidden_BSH.flatten(0, 1)))
         loss, matched = sums.loss, sums.loss.new_zeros(())
         if matching is not None:
             assert isinstance(teacher, TeacherSignal)
@@ -152,6 +154,24 @@ def attach_loss_head(
         return LossOutput(loss=loss, metrics=torch.stack(columns))
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def _in_the_head(
+    layer: torch.nn.Module, compute: Callable[[Tensor], tuple[Tensor, ...]], hidden_NH: Tensor
+) -> tuple[Tensor, ...]:
+    """`compute(hidden_NH)`, which reads the head's weights; where ZeRO-3 has these in pieces, as the head's forward.
+
+    ZeRO-3 gathers a module's weights before its forward and again before its backward, where their gradient has to find
+    them whole; `deepspeed.zero.GatheredParameters` around the loss would gather them for the forward alone.
+    """
+    if not any(hasattr(parameter, "ds_status") for parameter in layer.parameters()):
+        return compute(hidden_NH)
+    layer.forward = compute
+    try:
+        found: tuple[Tensor, ...] = layer(hidden_NH)
+    finally:
+        del layer.forward
+    return found
 
 
 def _routed_loss(

@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from distill.train.checkpoints import write_checkpoint
 from distill.train.finite import FiniteCheck
+from distill.train.zero3 import configure
 
 PROJECTIONS = "projections.safetensors"  # of hidden-state matching, in a checkpoint
 
@@ -23,6 +24,12 @@ class GuardedTrainer(Trainer):
     """To be named before the trainer it guards: `class KDTrainer(GuardedTrainer, SFTTrainer)`."""
 
     finite: FiniteCheck
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The launcher's engine, as our entries want it."""
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            configure(self.accelerator.state.deepspeed_plugin)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

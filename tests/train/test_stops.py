@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number_names_its_rows_and_spoils_nothing(world: Path,
 def test_a_gradient_that_is_no_number_names_the_rows_of_its_step() -> None:
     places = [[(row % 2, 10 * row)] for row in range(8)]
     check = FiniteCheck("kd", [3, 1, 2, 0, 4, 5, 6, 7], places, ["a.parquet", "b.parquet"])
-    arguments: Any = SimpleNamespace(world_size=1, per_device_train_batch_size=2)
+    arguments: Any = SimpleNamespace(world_size=1, per_device_train_batch_size=2, deepspeed_plugin=None)
     state: Any = SimpleNamespace(global_step=1)
     control: Any = None
     for value in (1.0, float("inf")):
@@ -133,6 +133,9 @@ def test_a_gradient_that_is_no_number_names_the_rows_of_its_step() -> None:
     check.see(torch.tensor(float("nan")))
     check.see_norm(torch.tensor(float("nan")))
     with pytest.raises(DistillError, match="kd: loss nan in step 2, from rows 60 of a.parquet, rows 70 of b.parquet"):
+        check.on_pre_optimizer_step(arguments, state, control)
+    arguments.deepspeed_plugin = object()  # whose optimizer has stepped by then
+    with pytest.raises(DistillError, match="; it is in the weights -> "):
         check.on_pre_optimizer_step(arguments, state, control)
 
 
