@@ -1,6 +1,6 @@
 """Is a resumed run bitwise the uninterrupted one: weights and curve, at every save point, in every way to train.
 
-    python -m benchmarks.resume_grid [--quick] [--json PATH]
+    python -m benchmarks.resume_grid [--quick] [--ways NAME ...] [--json PATH]
 
 All objectives on chats and pairs, full weights and LoRA, one process and two on the CPU; the model and LoRA drop out,
 so that the generators' states count. The processes kill themselves after the checkpoint of a step; the same command
@@ -44,7 +44,7 @@ class Way:
         return f"{self.objective}-{'lora' if self.lora else 'full'}-{self.processes}"
 
 
-OBJECTIVES = ("sft", "kd", "on_policy", "dpo", "simpo", "kto")
+OBJECTIVES = ("sft", "kd", "on_policy", "replay", "dpo", "simpo", "kto")  # replay: on_policy with a replay buffer
 WAYS = tuple(Way(*values) for values in product(OBJECTIVES, (False, True), (1, 2)))
 
 
@@ -58,9 +58,14 @@ def make_world(folder: Path) -> None:
 
 def recipe_of(world: Path, way: Way, name: str) -> Recipe:
     lora = {"lora": {"rank": 4, "alpha": 8.0, "dropout": DROPOUT}} if way.lora else {}
-    entry: dict[str, Any] = {"objective": way.objective, "max_steps": STEPS, "save_steps": 1, "micro_batch_size": 2}
-    own = {"lmbda": 0.6, "rollout": {"max_new_tokens": 8}} if way.objective == "on_policy" else {}
-    return tiny.recipe(world, {**entry, **lora, **own}, name=name)
+    entry: dict[str, Any] = {"name": way.objective, "objective": way.objective, "max_steps": STEPS, "save_steps": 1}
+    own: dict[str, Any] = {}
+    if way.objective == "on_policy":
+        own = {"lmbda": 0.6, "rollout": {"max_new_tokens": 8}}
+    elif way.objective == "replay":
+        rollout = {"max_new_tokens": 8, "replay": {"rows": 12, "share": 0.6}}
+        own = {"objective": "on_policy", "lmbda": 0.65, "rollout": rollout}
+    return tiny.recipe(world, {**entry, "micro_batch_size": 2, **lora, **own}, name=name)
 
 
 def train_whole(world: Path, way: Way) -> Recipe:
@@ -114,9 +119,12 @@ def main(arguments: Sequence[str]) -> int:
     """Print and write the result; 1 where a resumed run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two save points of a third of the ways")
+    parser.add_argument("--ways", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, metavar="NAME")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    ways, points = (WAYS[::3], POINTS[::4]) if options.quick else (WAYS, POINTS)
+    ways, points = [way for way in WAYS if way.objective in options.ways], POINTS
+    if options.quick:
+        ways, points = ways[::3], points[::4]
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)

@@ -21,7 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ class Kind:
     own: bool = False
     triton: bool = False
     graphs: bool = False
+    replay: bool = False
 
 
 GKD, GKD_OWN, DISTILLATION = "TRL GKDTrainer, off-policy", "TRL GKDTrainer, on-policy", "TRL DistillationTrainer"
@@ -113,6 +114,7 @@ WAYS = {
     GKD: Kind("gkd_off_policy"),
     "on_policy": Kind("ours_on_policy", own=True, triton=True, graphs=True),
     DISTILLATION: Kind("distillation_on_policy", own=True),
+    "on_policy, replay": Kind("ours_on_policy", own=True, triton=True, graphs=True, replay=True),
     "kd, no graphs": Kind("ours_off_policy", triton=True),
     "on_policy, no graphs": Kind("ours_on_policy", own=True, triton=True),
     "kd, plain torch": Kind("ours_off_policy"),
@@ -122,7 +124,11 @@ WAYS = {
     "kd, stored top k": Kind("ours_stored_top_k", triton=True, graphs=True),
     "kd, stored samples": Kind("ours_stored_samples", triton=True, graphs=True),
 }
-PEERS = {name: DISTILLATION if kind.own else GKD for name, kind in WAYS.items() if kind.function.startswith("ours")}
+PEERS = {
+    name: DISTILLATION if kind.own else GKD
+    for name, kind in WAYS.items()
+    if kind.function.startswith("ours") and not kind.replay  # the peers answer in every step
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ class Result:
     """What one way did: seconds of the timed steps, tokens of the dataset's rows in them, mean tokens of the student's
     answers as the trainer logs them, peak memory in bytes and what the models alone take of it.
 
+    `part_seconds`: of `seconds`, what parts of a step took (`train_step_ways.timed_parts`).
     `steps` 0: not one of the timed ones ended, and `seconds` is what the step under way took, at least.
     """
 
@@ -141,6 +148,7 @@ class Result:
     peak_bytes: int
     model_bytes: int
     losses: list[float]
+    part_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,6 +205,7 @@ def measure(name: str, shape: Shape, steps: int | None, tell: Tell = lambda prog
             bfloat16=cuda,
             triton=kind.triton and cuda,
             cuda_graphs=kind.graphs,
+            replay=kind.replay,
         )
         model_bytes = torch.cuda.memory_allocated() if cuda else 0
         way: ways.Way = getattr(ways, kind.function)
@@ -216,12 +225,16 @@ def measure(name: str, shape: Shape, steps: int | None, tell: Tell = lambda prog
                 peak_bytes=_peak_bytes(),
                 model_bytes=model_bytes,
                 losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
+                part_seconds={name: partly[-1][name] - partly[warm_up][name] for name in parts},
             )
 
         times: list[float] = []
+        parts = ways.timed_parts(trainer)
+        partly: list[dict[str, float]] = []  # seconds until each of the times
 
         def note(now: float) -> None:
             times.append(now)
+            partly.append({name: part.seconds() for name, part in parts.items()})
             partial = result(times[warm_up:]) if len(times) > warm_up else None
             tell(Progress(len(times) - 1, now - times[0], partial))
 

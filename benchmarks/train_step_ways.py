@@ -28,15 +28,17 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from distill.model.chat import IGNORED
 from distill.recipe.signals import HiddenSignal, SampledSignal, TopKSignal, WrittenSignal
-from distill.recipe.train import KdEntry, OnPolicyEntry, Rollout, SftEntry
+from distill.recipe.train import KdEntry, OnPolicyEntry, Replay, Rollout, SftEntry
 from distill.teacher.stored import About, Fingerprint, Reader, Writer
 from distill.train.arguments import common_arguments
 from distill.train.batches import Sequences, collator, numbered, row_order
 from distill.train.finite import FiniteCheck
 from distill.train.kd import KDTrainer
 from distill.train.live import LiveTeacher
+from distill.train.processes import Processes
 from distill.train.reading import read_ahead
 from distill.train.recording import record_rows, rows_to_write
+from distill.train.replay import ReplayBuffer
 from distill.train.rollouts import Rollouts
 from distill.train.settings import decoder_of, form_of, objective_of
 from distill.train.signals import StoredTeacher, write_head
@@ -74,6 +76,7 @@ class Setting:
     bfloat16: bool
     triton: bool  # our kernels, where the GPU has them
     cuda_graphs: bool = False  # ours: passes replayed
+    replay: bool = False  # ours: half of the steps take answers of earlier ones
 
 
 Way = Callable[[Setting], Trainer]
@@ -94,6 +97,45 @@ class Clock(TrainerCallback):  # type: ignore[misc]
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         self._tell(self.ends[-1])
+
+
+class Timed:
+    """A function whose calls' seconds are added up: on a GPU those between its first and its last kernel."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._spans: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        begin = _now()
+        found = self._function(*arguments)
+        self._spans.append((begin, _now()))
+        return found
+
+    def seconds(self) -> float:
+        """Of all calls, which have ended on the device."""
+        return sum(
+            begin.elapsed_time(end) / 1000 if isinstance(begin, torch.cuda.Event) else end - begin
+            for begin, end in self._spans
+        )
+
+
+def _now() -> float | torch.cuda.Event:
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def timed_parts(trainer: Trainer) -> dict[str, Timed]:
+    """Ours: what the teacher's pass takes (without its head, which the loss reads), and what making the rows takes."""
+    if not isinstance(trainer, KDTrainer) or trainer.signal is None:
+        return {}
+    parts = {"rows": Timed(trainer.get_batch_samples), "teacher": Timed(trainer.signal)}
+    trainer.get_batch_samples = parts["rows"]  # type: ignore[method-assign]
+    trainer.signal = parts["teacher"]
+    return parts
 
 
 def in_order(setting: Setting, trainer: Trainer) -> list[Row]:
@@ -159,10 +201,17 @@ def _stored(setting: Setting, signal: WrittenSignal) -> Trainer:
 
 def ours_on_policy(setting: Setting) -> Trainer:
     """on_policy, reverse KL, every step the student's own answers."""
-    rollout = Rollout(max_new_tokens=setting.max_new_tokens)
+    kept = Replay(rows=4 * setting.batch) if setting.replay else None
+    rollout = Rollout(max_new_tokens=setting.max_new_tokens, replay=kept)
     entry = OnPolicyEntry(objective="on_policy", divergence="reverse_kl", rollout=rollout, **_entry(setting))
     rollouts = Rollouts(
-        setting.student, tokenizer(), entry, rows=setting.batch, collate=collator(PAD), bfloat16=setting.bfloat16
+        setting.student,
+        tokenizer(),
+        entry,
+        rows=setting.batch,
+        collate=collator(PAD),
+        bfloat16=setting.bfloat16,
+        replay=None if kept is None else ReplayBuffer(entry, kept, steps=setting.steps, processes=Processes(0, 1)),
     )
     return _ours(setting, entry, rollouts)
 

@@ -191,6 +191,9 @@ class Recipe(Section):
         unaligned = why_not_aligned(entry)
         if unaligned is not None:
             yield ("train", index, "alignment"), unaligned, ()
+        unkept = entry.replay_problem() if isinstance(entry, OnPolicyEntry) else None
+        if unkept is not None:
+            yield ("train", index, "rollout", "replay", unkept[0]), unkept[1], ()
         unsound = entry.signal_problem() if isinstance(entry, KdEntry) else None
         if unsound is not None:
             yield ("train", index, unsound[0]), unsound[1], ()

@@ -195,6 +195,17 @@ class KdEntry(EntryCommon, DivergenceFields):
         return None
 
 
+class Replay(Section):
+    """The student's answers of earlier steps, used again so that fewer steps have to answer (2402.03898)."""
+
+    rows: int = Field(default=1024, ge=1, description="answers kept, over all processes; the oldest leave first")
+    share: float = Field(default=0.5, gt=0, le=1, description="of the student's own steps, those that answer nothing")
+    schedule: Literal["constant", "rising"] = Field(
+        default="constant",
+        description="rising: the share grows evenly over the training and is itself at the last step",
+    )
+
+
 class Rollout(Section):
     """How the student answers its prompts."""
 
@@ -205,6 +216,7 @@ class Rollout(Section):
     attention: Literal["auto", "torch", "triton"] = Field(
         default="auto", description="what computes the engine's attention; auto: triton on CUDA, with CUDA graphs"
     )
+    replay: Replay | None = Field(default=None, description="use answers of earlier steps again; null: never")
 
 
 class OnPolicyEntry(EntryCommon, DivergenceFields):
@@ -217,6 +229,19 @@ class OnPolicyEntry(EntryCommon, DivergenceFields):
     )
     rollout: Rollout = Rollout()
     signal: LiveSignal = Field(default=LiveSignal(), description="how the teacher's weights are held")
+
+    def replay_problem(self) -> tuple[str, str] | None:
+        """(key, problem) of a replay that could not be what it asks for."""
+        replay = self.rollout.replay
+        if replay is None:
+            return None
+        if self.lmbda == 0:
+            return "share", "with lmbda 0 no step is the student's own: leave replay out, or raise lmbda"
+        if replay.rows < self.batch_size:
+            return "rows", f"a step takes {self.batch_size} answers (batch_size): keep as many at least"
+        if replay.share == 1 and replay.schedule == "constant":
+            return "share", "only the first answers would ever be trained on: lower it, or set schedule: rising"
+        return None
 
 
 def why_not_aligned(entry: KdEntry | OnPolicyEntry) -> str | None:

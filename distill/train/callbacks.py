@@ -36,6 +36,8 @@ KEYS = {
     "on_policy": "on_policy",
     "answer_tokens": "answer_tokens",
     "ended": "ended",
+    "replayed": "replayed",
+    "replay_age": "replay_age",
     "kl": "kl",
     "rewards/margins": "reward_margin",
     "rewards/accuracies": "reward_accuracy",

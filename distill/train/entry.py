@@ -43,6 +43,7 @@ from distill.train.lora import adapter_config
 from distill.train.preference import preference_trainer
 from distill.train.processes import Processes
 from distill.train.reading import read_ahead
+from distill.train.replay import ReplayBuffer
 from distill.train.rollouts import Rollouts
 from distill.train.settings import decoder_of, form_of, grids_for, matching_of, objective_of
 from distill.train.signals import Place, StoredTeacher, open_signal
@@ -196,7 +197,9 @@ def _trainer(
     rollouts = None
     if isinstance(entry, OnPolicyEntry):
         own_rows, bfloat16 = entry.batch_size // processes.size, uses_bfloat16(entry)
-        rollouts = Rollouts(model, tokenizer, entry, rows=own_rows, collate=collate, bfloat16=bfloat16)
+        kept = entry.rollout.replay
+        replay = None if kept is None else ReplayBuffer(entry, kept, steps=steps, processes=processes)
+        rollouts = Rollouts(model, tokenizer, entry, rows=own_rows, collate=collate, bfloat16=bfloat16, replay=replay)
     trainer = KDTrainer(
         model,
         args=config,

@@ -26,7 +26,7 @@ class FiniteCheck(TrainerCallback):  # type: ignore[misc]
 
     `order` is the rows in the order of training; `places` says which rows of which of the `files` each is (several
     where rows are packed). Micro-batch j of process r in step s is number s * per_step + j * processes + r, as
-    accelerate deals them.
+    accelerate deals them. `replayed`: the step's rows are not those of the order but answers of earlier steps.
     """
 
     label: str
@@ -35,6 +35,7 @@ class FiniteCheck(TrainerCallback):  # type: ignore[misc]
     files: Sequence[str]
     losses: list[Tensor] = field(default_factory=list)
     norm: Tensor | float | None = None
+    replayed: bool = False
 
     def see(self, loss: Tensor) -> None:
         """Note a micro-batch's loss, without waiting for its value."""
@@ -64,7 +65,10 @@ class FiniteCheck(TrainerCallback):  # type: ignore[misc]
             what, batches = f"loss {values[bad[0]]}", bad
         else:
             what, batches = f"gradients of norm {norm} and a finite loss", list(range(len(values)))
-        rows = self._rows(step * len(values), batches, args.per_device_train_batch_size)
+        if self.replayed:
+            rows = "answers of earlier steps (rollout.replay)"
+        else:
+            rows = self._rows(step * len(values), batches, args.per_device_train_batch_size)
         raise DistillError(f"{self.label}: {what} in step {step + 1}, from {rows}; {weights}", remedy=REMEDY)
 
     def _rows(self, first: int, batches: Sequence[int], micro_batch_size: int) -> str:

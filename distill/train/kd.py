@@ -91,7 +91,9 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._rollouts is None or not batches:
             return batches, items
-        batches = self._rollouts(batches, self.state.global_step)
+        step = self.state.global_step
+        self.finite.replayed = self._rollouts.is_replayed(step)
+        batches = self._rollouts(batches, step)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(
@@ -122,10 +124,17 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
             weights = {name: weight.cpu().contiguous() for name, weight in self._matching.weights().items()}
             save_file(weights, Path(output_dir) / PROJECTIONS)
 
+    def write_own(self, checkpoint: Path) -> None:
+        """The answers that this process keeps."""
+        if self._rollouts is not None and self._rollouts.replay is not None:
+            self._rollouts.replay.save(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._matching is not None:
             self._matching.load(load_file(Path(resume_from_checkpoint) / PROJECTIONS))
+        if self._rollouts is not None and self._rollouts.replay is not None:
+            self._rollouts.replay.load(Path(resume_from_checkpoint))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds means over the tokens scored since the last log, over all processes."""
@@ -155,4 +164,8 @@ class KDTrainer(GuardedTrainer, SFTTrainer):
         if counts["answers"]:
             found["answer_tokens"] = counts["answer_tokens"] / counts["answers"]
             found["ended"] = counts["ended"] / counts["answers"]
+        if counts["steps"] and rollouts.replay is not None:
+            found["replayed"] = counts["replayed_steps"] / counts["steps"]
+        if counts["replayed_rows"]:
+            found["replay_age"] = counts["replayed_ages"] / counts["replayed_rows"]
         return found

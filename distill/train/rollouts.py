@@ -7,8 +7,10 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,11 +20,15 @@ from distill.engine.types import Completion, EngineConfig, SamplingParams
 from distill.model.chat import IGNORED
 from distill.recipe.train import OnPolicyEntry
 from distill.train.copies import Copy
+from distill.train.replay import OwnRow, ReplayBuffer
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[dict[str, Any]]], Batch]
 _PREFILL_TOKENS = 2048  # of a step on a CPU
-COUNTS = ("steps", "own_steps", "tokens", "trained_tokens", "answers", "answer_tokens", "ended")
+COUNTS = (
+    *("steps", "own_steps", "tokens", "trained_tokens", "answers", "answer_tokens", "ended"),
+    *("replayed_steps", "replayed_rows", "replayed_ages"),
+)
 
 
 class Rollouts:
@@ -34,6 +40,8 @@ class Rollouts:
     optimizer changes in place; on a GPU in bfloat16, without LoRA, with a copy in that precision, refreshed before each
     use, whose weights it can join and fuse. What it cached of older weights is dropped before each use. With LoRA
     `model` is the base, into which the adapter's layers are put.
+
+    With `replay` some of these steps take answers of earlier ones instead, and the engine does nothing.
     """
 
     def __init__(
@@ -45,10 +53,12 @@ class Rollouts:
         rows: int,
         collate: Collate,
         bfloat16: bool = False,
+        replay: ReplayBuffer | None = None,
     ) -> None:
         """`rows`: how many a step of this process has; `bfloat16`: whether the training's passes run in it."""
         self._model, self._tokenizer, self._entry = model, tokenizer, entry
         self._rows, self._collate, self._bfloat16 = rows, collate, bfloat16
+        self.replay = replay
         self._engine: Engine | None = None
         self._copy: Copy | None = None
         self._counts = torch.zeros(len(COUNTS), dtype=torch.float64)
@@ -57,14 +67,23 @@ class Rollouts:
         """Whether the student's answers are trained on after `step` optimizer steps."""
         return random.Random(f"lmbda/{self._entry.seed}/{step}").random() < self._entry.lmbda
 
+    def is_replayed(self, step: int) -> bool:
+        """Whether the step that follows `step` others takes answers of earlier ones; to be asked before it is made."""
+        return self.replay is not None and self.is_own(step) and self.replay.is_due(step)
+
     def __call__(self, batches: Sequence[Batch], step: int) -> list[Batch]:
         """The micro-batches of the step that follows `step` others, as they were or with the student's answers.
 
-        `batches` as the collator makes them, not packed.
+        `batches` as the collator makes them, not packed. A replayed step has other prompts than theirs.
         """
-        own = self.is_own(step)
-        made = self._answered(batches, step) if own else list(batches)
-        self._count({"steps": 1, "own_steps": own})
+        own, replayed = self.is_own(step), self.is_replayed(step)
+        if replayed:
+            made = self._replayed(batches, step)
+        elif own:
+            made = self._answered(batches, step)
+        else:
+            made = list(batches)
+        self._count({"steps": 1, "own_steps": own, "replayed_steps": replayed})
         for batch in made:
             trained = int((batch["labels"] != IGNORED).sum())
             self._count({"tokens": trained + _num_before(batch), "trained_tokens": trained})
@@ -83,12 +102,13 @@ class Rollouts:
         names = [row for batch in batches for row in batch["row_ids"][:, 0].tolist()]
         prompts = [prompt for batch in batches for prompt in prompts_of(batch)]
         answers = self._generate(prompts, [answer_seed(self._entry.seed, step, name) for name in names])
-        rows = iter(zip(prompts, answers, names, strict=True))
+        rows = iter(_own_row(*parts, step) for parts in zip(prompts, answers, names, strict=True))
         made = []
-        for batch in batches:
-            examples = [_example(*next(rows)) for _ in range(len(batch["input_ids"]))]
-            device = batch["input_ids"].device
-            made.append({key: values.to(device) for key, values in self._collate(examples).items()})
+        for number, batch in enumerate(batches):
+            own = list(islice(rows, len(batch["input_ids"])))
+            if self.replay is not None:
+                self.replay.put(number, own)
+            made.append(self._batch(own, batch["input_ids"].device))
         self._count(
             {
                 "answers": len(answers),
@@ -97,6 +117,26 @@ class Rollouts:
             }
         )
         return made
+
+    def _replayed(self, batches: Sequence[Batch], step: int) -> list[Batch]:
+        assert self.replay is not None
+        made = []
+        for number, batch in enumerate(batches):
+            rows = self.replay.draw(number, len(batch["input_ids"]), step)
+            self._count({"replayed_rows": len(rows), "replayed_ages": sum(step - row.step for row in rows)})
+            made.append(self._batch(rows, batch["input_ids"].device))
+        return made
+
+    def _batch(self, rows: Sequence[OwnRow], device: torch.device) -> Batch:
+        """Rows as the collator puts them together: trained on is the whole answer, its end where it came to one."""
+        examples = []
+        for row in rows:
+            labels = row.ids.copy()
+            labels[: row.start] = IGNORED
+            examples.append(
+                {"input_ids": row.ids, "labels": labels, "seq_lengths": [len(row.ids)], "row_ids": [row.name]}
+            )
+        return {key: values.to(device) for key, values in self._collate(examples).items()}
 
     def _generate(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
         """The student's answers; its modules are in eval mode meanwhile, so that nothing drops out."""
@@ -172,11 +212,8 @@ def prompts_of(batch: Mapping[str, Tensor]) -> list[list[int]]:
     return found
 
 
-def _example(prompt: list[int], answer: Completion, name: int) -> dict[str, Any]:
-    """A row for the collator: trained on is the whole answer, its end included where it came to one."""
-    ids = [*prompt, *answer.token_ids]
-    labels = [IGNORED] * len(prompt) + list(answer.token_ids)
-    return {"input_ids": ids, "labels": labels, "seq_lengths": [len(ids)], "row_ids": [name]}
+def _own_row(prompt: list[int], answer: Completion, name: int, step: int) -> OwnRow:
+    return OwnRow(np.array([*prompt, *answer.token_ids], dtype=np.int32), len(prompt), name, step)
 
 
 def _num_before(batch: Mapping[str, Tensor]) -> int:

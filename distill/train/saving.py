@@ -51,7 +51,16 @@ class GuardedTrainer(Trainer):
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
+        write = functools.partial(super()._save_checkpoint, model, trial)
+
+        def with_own() -> None:
+            write()
+            self.write_own(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+        save_checkpoint(self, with_own)
+
+    def write_own(self, checkpoint: Path) -> None:
+        """What each process adds to a checkpoint, of which the folder is there: nothing, unless a trainer has it."""
 
     def create_model_card(  # type: ignore[override]
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -17,13 +17,15 @@ def result(seconds: float, peak: int, *, steps: int = 4, tokens: int = 1000) -> 
     return Result(seconds, [seconds / steps] * steps, steps, tokens, [], peak, 0, [])
 
 
-@pytest.mark.parametrize("name", ["kd", "on_policy"])
+@pytest.mark.parametrize("name", ["kd", "on_policy", "on_policy, replay"])
 def test_ours_runs_on_a_cpu(name: str) -> None:
     found = measure(name, TINY, 1)
     rows = rows_of(TINY, 3 * TINY.batch)
     assert found.steps == 1 and found.seconds > 0 and found.losses[0] > 0 and found.peak_bytes > 0
     assert 0 < found.tokens < sum(len(prompt) + len(answer) for prompt, answer in rows)
-    assert bool(found.answer_tokens) == (name == "on_policy")
+    assert bool(found.answer_tokens) == (name != "kd")
+    assert set(found.part_seconds) == {"rows", "teacher"} and sum(found.part_seconds.values()) < found.seconds
+    assert min(found.part_seconds.values()) > 0
 
 
 @pytest.mark.slow

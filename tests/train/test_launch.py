@@ -27,6 +27,10 @@ ENTRIES: tuple[dict[str, Any], ...] = (
     {"objective": "kd", "micro_batch_size": 2},
     {"objective": "kd", "micro_batch_size": 2, "name": "aligned", "alignment": {}},
     {"objective": "on_policy", "micro_batch_size": 2, "lmbda": 0.5, "rollout": {"max_new_tokens": 8}},
+    {
+        **{"objective": "on_policy", "name": "replay", "micro_batch_size": 2},
+        "rollout": {"max_new_tokens": 8, "replay": {"rows": 12, "share": 0.6}},
+    },
     {"objective": "dpo", "micro_batch_size": 2},
     {"objective": "simpo", "micro_batch_size": 2},
 )
@@ -63,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Recipe
     return {1: (recipes[1], alone.text(), ""), 2: (recipes[2], out, err)}
 
 
-@pytest.mark.parametrize("name", ["sft", "kd", "aligned", "on_policy", "dpo", "simpo"])
+@pytest.mark.parametrize("name", ["sft", "kd", "aligned", "on_policy", "replay", "dpo", "simpo"])
 def test_losses_do_not_depend_on_the_number_of_processes(
     finished: dict[int, tuple[Recipe, str, str]], name: str
 ) -> None:

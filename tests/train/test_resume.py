@@ -28,7 +28,7 @@ def wholes() -> dict[Way, Recipe]:
 
 SOME = (
     *(Way("sft", False, 2), Way("kd", True, 1), Way("kd", False, 1), Way("dpo", True, 1)),
-    Way("on_policy", True, 2),
+    *(Way("on_policy", True, 2), Way("replay", False, 2)),
 )
 
 
