@@ -56,6 +56,8 @@ def configure(plugin: DeepSpeedPlugin) -> None:
     and sums in float32, products in bfloat16 by autocast. Raises DistillError.
 
     DeepSpeed's `bf16`, which it replaces, rounds the weights before the first step and reduces gradients in 16 bits.
+    Gradients are not reduced on a stream of their own unless the configuration says so: DeepSpeed's own tracker knows
+    of races there (deepspeedai/DeepSpeed#5545).
     """
     config = plugin.deepspeed_config
     if plugin.zero_stage != _STAGE:
@@ -68,6 +70,7 @@ def configure(plugin: DeepSpeedPlugin) -> None:
             "DeepSpeed would not gather the student's weights to write them",
             remedy="set zero3_save_16bit_model: true in the launch configuration",
         )
+    config["zero_optimization"].setdefault("overlap_comm", False)
     if config.pop("bf16", {}).get("enabled"):
         # No module whose weights and gradients travel in 16 bits: losses are those of DDP.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
