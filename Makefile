@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 # An index for the torch wheel, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu on a machine without a GPU.
 TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# Processes of `make test`; the files of tests are dealt to them.
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 STAMP = $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
@@ -14,7 +16,7 @@ demo: install sandbox
 	$(BIN)/distill run recipes/demo.yaml
 
 test: install-dev sandbox lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install-slow sandbox
 	$(BIN)/python -m pytest -m "slow and not gpu"
