@@ -1,9 +1,9 @@
 """The command line as a newcomer meets it: instant help, exit codes, one clear line instead of a traceback."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ def api_recipe(tmp_path: Path) -> Path:
 
 
 def test_help_check_and_plan_answer_at_once_and_without_torch(api_recipe: Path) -> None:
+    """In the processor's seconds, as other tests run beside; torch alone would take more than two."""
     for arguments in (["--help"], ["check", str(api_recipe)], ["plan", str(api_recipe)]):
         code = f"""
 import sys
@@ -41,12 +42,14 @@ print("HEAVY", [m for m in ("torch", "transformers", "datasets", "trl", "openai"
 """
         seconds = []
         for _ in range(3):
-            started = time.monotonic()
+            started = os.times()
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-            seconds.append(time.monotonic() - started)
+            ended = os.times()
+            user, system = ended.children_user, ended.children_system
+            seconds.append(user + system - started.children_user - started.children_system)
         assert done.returncode == 0, done.stderr
         assert done.stdout.rstrip().endswith("HEAVY []")
-        assert min(seconds) < 0.5 if len(arguments) == 1 else min(seconds) < 1.0, (arguments, seconds)
+        assert min(seconds) < (0.5 if len(arguments) == 1 else 1.5), (arguments, seconds)
 
 
 def test_check_lists_all_mistakes_and_exits_2(tmp_path: Path) -> None:
