@@ -47,7 +47,7 @@ class PackedSamples:
 
     def targets(self) -> SparseTargets:
         """As in `Packed`; each token's entries by id."""
-        ids, more = self.sets.read(self.sets.token_of_entries())
+        ids, more = self.sets.read()
         logprobs = torch.log((more + 1).float() / self.draws)
         return SparseTargets(self.rows, self.sets.offsets, ids, logprobs, entropy_N=self.entropy_N)
 
@@ -67,8 +67,8 @@ class PackedTop:
 
     def targets(self) -> SparseTargets:
         """As in `Packed`; each token's entries by id, scaled so that they and the tail sum to 1."""
-        token_E = self.sets.token_of_entries()
-        ids, levels = self.sets.read(token_E)
+        token_E = self.sets.token_E
+        ids, levels = self.sets.read()
         largest = self.sets.reduce(levels.float(), "max")
         nats = self.step_nats * (levels - largest.index_select(0, token_E)).double()
         left = -torch.expm1(self.log_tail_N.double().clamp(max=-1e-9))
@@ -101,7 +101,7 @@ class PackedDraws:
         ids = torch.empty(len(after_top) + len(after_drawn), dtype=torch.long, device=top.ids_E.device)
         logprobs = torch.empty_like(ids, dtype=torch.float32)
         ids[after_top], logprobs[after_top] = top.ids_E, top.logprobs_E
-        shared = share_N.index_select(0, self.drawn.sets.token_of_entries()) + drawn.logprobs_E
+        shared = share_N.index_select(0, self.drawn.sets.token_E) + drawn.logprobs_E
         ids[after_drawn], logprobs[after_drawn] = drawn.ids_E, shared
         return SparseTargets(top.rows, top.offsets + drawn.offsets, ids, logprobs, entropy_N=drawn.entropy_N)
 
@@ -120,17 +120,20 @@ def lay(records: Sequence[Record], about: About, *, tail_draws: bool = False) ->
 
 
 def _lay_samples(parts: Sequence[bytes], tokens_B: Sequence[int], rows: int, draws: int) -> PackedSamples:
-    sized = list(zip(parts, tokens_B, strict=True))
-    counts = np.concatenate([np.frombuffer(part, np.uint8, tokens) for part, tokens in sized])
-    shares = np.concatenate([np.frombuffer(part, np.uint8, tokens, offset=tokens) for part, tokens in sized])
-    sets = lay_sets([part[2 * tokens :] for part, tokens in sized], counts.astype(np.int64), tokens_B, rows)
-    entropy = torch.from_numpy(shares.astype(np.float32)) * (math.log(rows) / ENTROPY_STEPS)
-    return PackedSamples(rows, sets, entropy, draws)
+    sets, shares_N = _laid(parts, tokens_B, rows, "u1")
+    return PackedSamples(rows, sets, shares_N * (math.log(rows) / ENTROPY_STEPS), draws)
 
 
 def _lay_top(parts: Sequence[bytes], tokens_B: Sequence[int], rows: int, step_nats: float) -> PackedTop:
+    sets, tails_N = _laid(parts, tokens_B, rows, "<u2")
+    return PackedTop(rows, sets, tails_N * (-TAIL_NATS / TAIL_STEPS), step_nats)
+
+
+def _laid(parts: Sequence[bytes], tokens_B: Sequence[int], rows: int, dtype: str) -> tuple[SetBytes, Tensor]:
+    """Both forms: counts u8[T], a number for each token, sets. The numbers as float32 [N]."""
     sized = list(zip(parts, tokens_B, strict=True))
     counts = np.concatenate([np.frombuffer(part, np.uint8, tokens) for part, tokens in sized])
-    tails = np.concatenate([np.frombuffer(part, "<u2", tokens, offset=tokens) for part, tokens in sized])
-    sets = lay_sets([part[3 * tokens :] for part, tokens in sized], counts.astype(np.int64), tokens_B, rows)
-    return PackedTop(rows, sets, torch.from_numpy(tails.astype(np.float32)) * (-TAIL_NATS / TAIL_STEPS), step_nats)
+    numbers = np.concatenate([np.frombuffer(part, dtype, tokens, offset=tokens) for part, tokens in sized])
+    head = 1 + np.dtype(dtype).itemsize
+    sets = lay_sets([part[head * tokens :] for part, tokens in sized], counts.astype(np.int64), tokens_B, rows)
+    return sets, torch.from_numpy(numbers.astype(np.float32))

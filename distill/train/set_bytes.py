@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from distill.teacher.id_sets import id_widths
 
-_PAST = b"\0\0\0"  # numbers are read as four bytes, of which the last one's may lie beyond
+_PAST = b"\0\0\0\0"  # a number is read as four bytes, and one of no bits may begin behind the last
 Act = Callable[[Tensor], Tensor]
 
 
@@ -48,7 +49,8 @@ class SetBytes:
         """E."""
         return int(self.offsets[-1])
 
-    def token_of_entries(self) -> Tensor:
+    @cached_property
+    def token_E(self) -> Tensor:
         """int64 [E]: of each entry its token."""
         counts_N = self.tokens_6N[0]
         return torch.repeat_interleave(counts_N, output_size=len(self)).long()
@@ -60,12 +62,12 @@ class SetBytes:
     def places(self, before_N: Tensor) -> Tensor:
         """int64 [E]: places of the entries when so many others come before each token's."""
         before = before_N.to(self.low.device, non_blocking=True)
-        return torch.arange(len(self), device=self.low.device) + before.index_select(0, self.token_of_entries())
+        return torch.arange(len(self), device=self.low.device) + before.index_select(0, self.token_E)
 
-    def read(self, token_E: Tensor) -> tuple[Tensor, Tensor]:
-        """(ids int64 [E], numbers int32 [E]) of `token_of_entries`, ids ascending within each token."""
+    def read(self) -> tuple[Tensor, Tensor]:
+        """(ids int64 [E], numbers int32 [E]), ids ascending within each token."""
         count, device = len(self), self.low.device
-        id_width, id_at, map_at, width, at = (of.index_select(0, token_E) for of in self.tokens_6N[1:])
+        id_width, id_at, map_at, width, at = (of.index_select(0, self.token_E) for of in self.tokens_6N[1:])
         entry = torch.arange(count, dtype=torch.int32, device=device)
         words = _words(self.low)
         high = _set_bits(self.maps, count) - map_at - entry
@@ -104,7 +106,7 @@ def lay_sets(parts: Sequence[bytes], counts_N: NDArray[np.int64], tokens_B: Sequ
     from_zero = (id_at_N - first_N * low_N, map_at_N - first_N, r_N, at_N - first_N * r_N)
     tokens_6N = np.stack([counts_N, low_N, *from_zero])
     return SetBytes(
-        _tensor(b"".join([*ids, *rests, _PAST, b"\0"])),
+        _tensor(b"".join([*ids, *rests, _PAST])),
         _tensor(b"".join(maps)),
         _tensor(b"".join(unary)),
         torch.from_numpy(tokens_6N.astype(np.int32)),
@@ -129,7 +131,7 @@ def _tensor(data: bytes) -> Tensor:
 
 def _words(data: Tensor) -> Tensor:
     """int32 [bytes - 3]: at each byte it and the next three, lowest first."""
-    last = len(data) - len(_PAST)
+    last = len(data) - 3
     wide = data.int()
     return wide[:last] | wide[1 : last + 1] << 8 | wide[2 : last + 2] << 16 | wide[3 : last + 3] << 24
 

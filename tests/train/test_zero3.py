@@ -190,3 +190,12 @@ def test_bfloat16_is_autocast_and_not_deepspeeds_own() -> None:
     configure(plugin)
     assert "bf16" not in plugin.deepspeed_config
     assert plugin.deepspeed_config["torch_autocast"]["dtype"] == "bfloat16"
+
+
+def test_gradients_have_a_stream_of_their_own_only_where_the_configuration_says_so() -> None:
+    for asked, expected in ((None, False), (True, True)):
+        plugin = DeepSpeedPlugin(zero_stage=3, zero3_save_16bit_model=True)
+        if asked is not None:
+            plugin.deepspeed_config["zero_optimization"]["overlap_comm"] = asked
+        configure(plugin)
+        assert plugin.deepspeed_config["zero_optimization"]["overlap_comm"] is expected
